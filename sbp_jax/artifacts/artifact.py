@@ -1,0 +1,189 @@
+"""Writing and reading artifacts so that nothing half-written is ever read and nothing finished is ever lost.
+
+A file counts once its marker in `.done/` exists, and the artifact once `manifest.json` does. Both are small JSON
+files written after what they vouch for; one cut off in the middle does not parse and counts as absent. No step
+relies on an atomic rename, which buckets do not have.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+from etils import epath
+
+from sbp_jax.artifacts.recipe import Recipe
+from sbp_jax.errors import SbpError
+
+MANIFEST = "manifest.json"
+MARKERS = ".done"
+
+
+@dataclass(frozen=True)
+class File:
+    """One finished file of an artifact: name inside the folder, rows, bytes, xxh3-128 checksum, summable counts."""
+
+    name: str
+    rows: int
+    bytes: int
+    checksum: str
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A complete artifact, opened for reading."""
+
+    path: epath.Path
+    key: str
+    files: tuple[File, ...]
+    stats: dict[str, Any]
+    seconds: float
+    recipe: dict[str, Any]
+    _verified: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    def file(self, name: str) -> epath.Path:
+        """Path of a file, its checksum verified at the first use.
+
+        Raises:
+          SbpError: the file is missing or its content changed since it was written.
+        """
+        entry = next((file for file in self.files if file.name == name), None)
+        if entry is None:
+            raise SbpError(f"{self.path} has no file {name}; it was made by another version: run `sbp clean`, then `sbp run`")
+        path = self.path / name
+        if name not in self._verified:
+            if not path.exists():
+                raise SbpError(f"{path} is missing; run `sbp run` again to rebuild it")
+            if checksum(path) != entry.checksum:
+                raise SbpError(f"{path} is corrupted (checksum differs from its manifest); delete that file and run `sbp run` again: it alone is rebuilt")
+            self._verified.add(name)
+        return path
+
+    def shards(self, suffix: str) -> list[epath.Path]:
+        """Verified paths of all files whose name ends in `suffix`, in order."""
+        return [self.file(file.name) for file in self.files if file.name.endswith(suffix)]
+
+
+def find(path: epath.Path, key: str) -> Artifact | None:
+    """The complete artifact in a folder, or None where it is absent or partial."""
+    manifest = _read_json(path / MANIFEST)
+    if manifest is None:
+        return None
+    files = tuple(File(**entry) for entry in manifest["files"])
+    for entry in files:
+        file = path / entry.name
+        if not file.exists() or file.stat().length != entry.bytes:
+            return None
+    return Artifact(path, key, files, manifest["stats"], manifest["seconds"], manifest["recipe"])
+
+
+class Output:
+    """An artifact being written; a killed run's finished files are found again.
+
+    Attributes:
+      path: the folder.
+      label: the stage instance, for progress and messages.
+      execution: how the work is carried out, recorded in the manifest and no part of the recipe.
+    """
+
+    def __init__(self, path: epath.Path, recipe: Recipe, label: str, execution: dict[str, Any] | None = None):
+        self.path, self.recipe, self.label, self.execution = path, recipe, label, execution or {}
+        self._started = time.monotonic()
+        self._files: dict[str, File] = {}
+        path.mkdir(parents=True, exist_ok=True)
+        (path / MARKERS).mkdir(exist_ok=True)
+        if (path / MANIFEST).exists():  # a file vanished after the artifact was complete
+            (path / MANIFEST).unlink()
+        for entry in finished_files(path):
+            self._files[entry.name] = entry
+
+    def has(self, name: str) -> bool:
+        return name in self._files
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator["Writing"]:
+        """Gives the path to write `name` to; the file counts once the block ends without an error."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing = Writing(path)
+        yield writing
+        self._files[name] = File(name, writing.rows, path.stat().length, checksum(path), writing.stats)
+        marker = self.path / MARKERS / (name.replace("/", "%2F") + ".json")
+        marker.write_text(json.dumps(vars(self._files[name]), ensure_ascii=False))
+
+    def shard(self, index: int, suffix: str, write: Callable[["Writing"], None]) -> File:
+        """Writes shard `index` with `write`, unless an earlier run finished it."""
+        name = f"part-{index:05d}{suffix}"
+        if name not in self._files:
+            with self.writing(name) as writing:
+                write(writing)
+        return self._files[name]
+
+    def finish(self, stats: dict[str, Any] | None = None) -> Artifact:
+        """Writes the manifest: the sums of the files' counts, with `stats` on top.
+
+        From here on the artifact is complete.
+        """
+        files = sorted(self._files.values(), key=lambda entry: entry.name)
+        summed: dict[str, Any] = {}
+        for entry in files:
+            for name, value in entry.stats.items():
+                summed[name] = summed.get(name, 0) + value
+        manifest = {
+            "recipe": self.recipe.to_json(),
+            "files": [vars(entry) for entry in files],
+            "stats": summed | (stats or {}),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "execution": self.execution,
+        }
+        (self.path / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+        artifact = find(self.path, self.recipe.key)
+        assert artifact is not None
+        return artifact
+
+
+@dataclass
+class Writing:
+    """A file being written: where, and what the writer says about it."""
+
+    path: epath.Path
+    rows: int = 0
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+def finished_files(path: epath.Path) -> list[File]:
+    """Files of a partial artifact that are whole, by their markers."""
+    if not (path / MARKERS).exists():
+        return []
+    entries = []
+    for marker in sorted((path / MARKERS).glob("*.json")):
+        record = _read_json(marker)
+        if record is None:
+            continue
+        file = path / record["name"]
+        if file.exists() and file.stat().length == record["bytes"] and checksum(file) == record["checksum"]:
+            entries.append(File(**record))
+    return entries
+
+
+def checksum(path: epath.Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_json(path: epath.Path) -> Any | None:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return None

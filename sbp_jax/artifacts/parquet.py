@@ -1,0 +1,28 @@
+"""Parquet shards: the format of everything a person may want to open."""
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sbp_jax.artifacts.artifact import Artifact, Writing
+
+
+def write(writing: Writing, table: pa.Table) -> None:
+    """Writes one shard (zstd) and sets its number of rows."""
+    with writing.path.open("wb") as stream:
+        pq.write_table(table, stream, compression="zstd")
+    writing.rows = table.num_rows
+
+
+def read(artifact: Artifact, columns: Iterable[str] | None = None) -> pa.Table:
+    """All shards as one table, in order."""
+    return pa.concat_tables(list(tables(artifact, columns)))
+
+
+def tables(artifact: Artifact, columns: Iterable[str] | None = None) -> Iterator[pa.Table]:
+    """One table per shard, in order, its checksum verified."""
+    names = None if columns is None else list(columns)
+    for path in artifact.shards(".parquet"):
+        with path.open("rb") as stream:
+            yield pq.read_table(stream, columns=names)

@@ -1,0 +1,199 @@
+"""The experiment as frozen dataclasses: every default once, with its unit and one line of meaning.
+
+A file in `configs/` returns an `Experiment`. Fields of `Execution` say how the work is carried out; they never
+change what is computed beyond rounding and are no part of any artifact's recipe.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where the real documents are."""
+
+    paths: tuple[str, ...] = ()  # files, folders or globs: .jsonl or .json lines (.gz, .zst), .parquet, folders of .txt
+    text_field: str = "text"  # field that holds the document
+    id_field: str | None = "id"  # field that holds a unique id; None: a hash of the text
+    sample: float = 1.0  # fraction of the documents to read, chosen by a hash of the text
+    max_skipped: float = 0.01  # fraction of bad documents above which ingestion stops instead of skipping them
+    documents_per_shard: int = 50_000
+    tokens: int | None = None  # tokens in the whole corpus, if known; printed by `sbp config`, used for nothing else
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which documents are held out and which are the capped set, by a seeded hash of each text."""
+
+    validation: float = 0.02  # fraction of all documents: chooses the best checkpoint
+    test: float = 0.03  # fraction of all documents: scores the arms
+    oracle: float = 1.0  # fraction of the training documents that the oracle arm may see
+    capped: float = 0.25  # fraction of the training documents that count as "all the data there is"
+    near_duplicate: float = 0.5  # 13-word-shingle containment at which a held-out document counts as a training copy
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Byte-level BPE trained on the capped set, or the user's own."""
+
+    path: str | None = None  # a Hugging Face tokenizer.json; None: train one
+    vocab_size: int = 4096  # entries to train, special tokens included; ignored with `path`
+    end_of_document: str = "<|endoftext|>"  # ends a document and starts the next
+    separator: str = "<|separator|>"  # stands between d1 and d2 when the synthesizer reads a pair
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Qwen3-dense decoder: RMSNorm, RoPE, grouped-query attention with QK-norm, SwiGLU."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    ffn: int = 384
+    rope_base: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    tied_embeddings: bool = True
+    dtype: str = "float32"  # of activations and matrix products: float32 or bfloat16; weights stay float32
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with linear warm-up and cosine decay; what training and tuning share."""
+
+    context: int = 256  # tokens a row
+    batch_rows: int = 16  # rows a step, over all devices
+    peak_lr: float = 3e-3
+    final_lr: float = 3e-5
+    warmup: float = 0.05  # fraction of the steps
+    weight_decay: float = 0.1  # on matrices, not on norms
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0  # global gradient norm
+    evaluate_every: int = 100  # steps between validation losses; each is also a checkpoint
+
+
+@dataclass(frozen=True)
+class Training(Optimization):
+    """The base model and every arm: from scratch, equal numbers of training tokens."""
+
+    tokens: int | None = None  # loss-bearing target positions; None: one pass over the oracle set
+
+
+@dataclass(frozen=True)
+class Tuning(Optimization):
+    """The synthesizer: the base model trained on pairs, loss on d2 alone (SBP, step 2)."""
+
+    context: int = 512
+    peak_lr: float = 1e-3
+    final_lr: float = 1e-5
+    evaluate_every: int = 50
+    epochs: float = 2.0  # passes over the training pairs
+    validation: float = 0.05  # fraction of the seed documents whose pairs are held out
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The encoder whose inner products say which documents are related."""
+
+    model: str = "all-minilm-l6-v2"  # the packaged model, or a folder with model.safetensors and tokenizer.json
+    max_tokens: int = 256  # a longer document is embedded by its beginning
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """ScaNN: tree, asymmetric hashing, reordering, with SOAR. None: derived from the number of documents."""
+
+    top_k: int = 20  # neighbours kept for each document
+    leaves: int | None = None  # partitions of the tree; derived: about the square root of the number of documents
+    leaves_to_search: int | None = None  # derived: a tenth of the leaves, at least 30
+    reorder: int | None = None  # candidates scored exactly; derived: four times top_k
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which neighbours become ordered pairs (d1, d2)."""
+
+    threshold: float = 0.75  # least inner product of the unit embeddings
+    near_duplicate: float = 0.5  # 13-word-shingle containment at which a pair is dropped as a copy
+    minimum: int = 1000  # fewer accepted pairs than this is an error
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Sampling p(d2 | d1) from the synthesizer."""
+
+    temperature: float = 1.0
+    top_p: float = 0.9
+    max_new_tokens: int = 256
+    oversample: float = 1.5  # tokens to generate for each synthetic token that the arms need: filters reject some
+    documents_per_shard: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which synthetic documents are kept."""
+
+    min_words: int = 20
+    max_repetition: float = 0.2  # fraction of 4-word n-grams that repeat an earlier one of the document
+    max_copied: float = 0.3  # fraction of 13-word shingles found anywhere in the capped set
+    keep_unfinished: bool = False  # keep documents cut by max_new_tokens
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one final model sees: a real stream and a share of synthetic tokens."""
+
+    name: str
+    real: str = "capped"  # capped or oracle
+    synthetic_share: float = 0.0  # of the training tokens
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; `data` = -1 takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the work is carried out. No part of any recipe."""
+
+    mesh: Mesh = field(default_factory=Mesh)
+    embed_batch: int = 32  # documents
+    slots: int = 64  # sequences generated at the same time
+    decode_steps: int = 16  # tokens generated between two looks at what has finished
+
+
+ARMS = (
+    Arm("repetition"),
+    Arm("sbp", synthetic_share=0.375),
+    Arm("oracle", real="oracle"),
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One whole run, from documents to a report."""
+
+    name: str
+    corpus: Corpus = field(default_factory=Corpus)
+    splits: Splits = field(default_factory=Splits)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    model: Model = field(default_factory=Model)
+    training: Training = field(default_factory=Training)
+    embedding: Embedding = field(default_factory=Embedding)
+    neighbors: Neighbors = field(default_factory=Neighbors)
+    pairs: Pairs = field(default_factory=Pairs)
+    tuning: Tuning = field(default_factory=Tuning)
+    synthesis: Synthesis = field(default_factory=Synthesis)
+    filters: Filters = field(default_factory=Filters)
+    arms: tuple[Arm, ...] = ARMS
+    seeds: tuple[int, ...] = (0,)  # each arm is trained once for each seed
+    note: str = ""  # printed by the report: what a reader must know before believing the numbers
+    execution: Execution = field(default_factory=Execution)
