@@ -6,18 +6,20 @@ change what is computed beyond rounding and are no part of any artifact's recipe
 
 from dataclasses import dataclass, field
 
+NOT_IN_RECIPE = {"recipe": False}  # cannot change a result, or what it names is in the recipe by its content
+
 
 @dataclass(frozen=True)
 class Corpus:
     """Where the real documents are."""
 
-    paths: tuple[str, ...] = ()  # files, folders or globs: .jsonl or .json lines (.gz, .zst), .parquet, folders of .txt
+    paths: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)  # files, folders or globs: .jsonl or .json lines (.gz, .zst), .parquet, folders of .txt
     text_field: str = "text"  # field that holds the document
     id_field: str | None = "id"  # field that holds a unique id; None: a hash of the text
     sample: float = 1.0  # fraction of the documents to read, chosen by a hash of the text
-    max_skipped: float = 0.01  # fraction of bad documents above which ingestion stops instead of skipping them
+    max_skipped: float = field(default=0.01, metadata=NOT_IN_RECIPE)  # fraction of bad documents above which ingestion stops instead of skipping them
     documents_per_shard: int = 50_000
-    tokens: int | None = None  # tokens in the whole corpus, if known; printed by `sbp config`, used for nothing else
+    tokens: int | None = field(default=None, metadata=NOT_IN_RECIPE)  # in the whole corpus, if known; `sbp config` prints what follows
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Splits:
 class Tokenizer:
     """Byte-level BPE trained on the capped set, or the user's own."""
 
-    path: str | None = None  # a Hugging Face tokenizer.json; None: train one
+    path: str | None = field(default=None, metadata=NOT_IN_RECIPE)  # a Hugging Face tokenizer.json; None: train one
     vocab_size: int = 4096  # entries to train, special tokens included; ignored with `path`
     end_of_document: str = "<|endoftext|>"  # ends a document and starts the next
     separator: str = "<|separator|>"  # stands between d1 and d2 when the synthesizer reads a pair
@@ -117,7 +119,7 @@ class Pairs:
 
     threshold: float = 0.75  # least inner product of the unit embeddings
     near_duplicate: float = 0.5  # 13-word-shingle containment at which a pair is dropped as a copy
-    minimum: int = 1000  # fewer accepted pairs than this is an error
+    minimum: int = field(default=1000, metadata=NOT_IN_RECIPE)  # fewer accepted pairs than this is an error
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Mesh:
+class MeshShape:
     """Devices along each axis; `data` = -1 takes what the others leave."""
 
     data: int = -1
@@ -164,7 +166,7 @@ class Mesh:
 class Execution:
     """How the work is carried out. No part of any recipe."""
 
-    mesh: Mesh = field(default_factory=Mesh)
+    mesh: MeshShape = field(default_factory=MeshShape)
     embed_batch: int = 32  # documents
     slots: int = 64  # sequences generated at the same time
     decode_steps: int = 16  # tokens generated between two looks at what has finished
@@ -196,4 +198,4 @@ class Experiment:
     arms: tuple[Arm, ...] = ARMS
     seeds: tuple[int, ...] = (0,)  # each arm is trained once for each seed
     note: str = ""  # printed by the report: what a reader must know before believing the numbers
-    execution: Execution = field(default_factory=Execution)
+    execution: Execution = field(default_factory=Execution, metadata=NOT_IN_RECIPE)

@@ -47,7 +47,8 @@ class Artifact:
 
     @property
     def rows(self) -> int:
-        return sum(file.rows for file in self.files)
+        """Rows of the shards; rejected rows and files beside the shards do not count."""
+        return sum(file.rows for file in self.files if file.name.startswith("part-"))
 
     def file(self, name: str) -> epath.Path:
         """Path of a file, its checksum verified at the first use.
@@ -67,14 +68,14 @@ class Artifact:
             self._verified.add(name)
         return path
 
-    def shards(self, suffix: str) -> list[epath.Path]:
-        """Verified paths of all files whose name ends in `suffix`, in order."""
-        return [self.file(file.name) for file in self.files if file.name.endswith(suffix)]
+    def shards(self, suffix: str, prefix: str = "part") -> list[epath.Path]:
+        """Verified paths of the shards named `prefix-00000suffix` and so on, in order."""
+        return [self.file(file.name) for file in self.files if file.name.startswith(f"{prefix}-") and file.name.endswith(suffix)]
 
 
 def find(path: epath.Path, key: str) -> Artifact | None:
     """The complete artifact in a folder, or None where it is absent or partial."""
-    manifest = _read_json(path / MANIFEST)
+    manifest = read_json(path / MANIFEST)
     if manifest is None:
         return None
     files = tuple(File(**entry) for entry in manifest["files"])
@@ -119,9 +120,9 @@ class Output:
         marker = self.path / MARKERS / (name.replace("/", "%2F") + ".json")
         marker.write_text(json.dumps(vars(self._files[name]), ensure_ascii=False))
 
-    def shard(self, index: int, suffix: str, write: Callable[["Writing"], None]) -> File:
+    def shard(self, index: int, suffix: str, write: Callable[["Writing"], None], prefix: str = "part") -> File:
         """Writes shard `index` with `write`, unless an earlier run finished it."""
-        name = f"part-{index:05d}{suffix}"
+        name = f"{prefix}-{index:05d}{suffix}"
         if name not in self._files:
             with self.writing(name) as writing:
                 write(writing)
@@ -165,7 +166,7 @@ def finished_files(path: epath.Path) -> list[File]:
         return []
     entries = []
     for marker in sorted((path / MARKERS).glob("*.json")):
-        record = _read_json(marker)
+        record = read_json(marker)
         if record is None:
             continue
         file = path / record["name"]
@@ -182,7 +183,8 @@ def checksum(path: epath.Path) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: epath.Path) -> Any | None:
+def read_json(path: epath.Path) -> Any | None:
+    """The content of a JSON file; None where it is absent or was cut off while being written."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):

@@ -15,14 +15,14 @@ def write(writing: Writing, table: pa.Table) -> None:
     writing.rows = table.num_rows
 
 
-def read(artifact: Artifact, columns: Iterable[str] | None = None) -> pa.Table:
+def read(artifact: Artifact, columns: Iterable[str] | None = None, prefix: str = "part") -> pa.Table:
     """All shards as one table, in order."""
-    return pa.concat_tables(list(tables(artifact, columns)))
+    return pa.concat_tables(list(tables(artifact, columns, prefix)))
 
 
-def tables(artifact: Artifact, columns: Iterable[str] | None = None) -> Iterator[pa.Table]:
+def tables(artifact: Artifact, columns: Iterable[str] | None = None, prefix: str = "part") -> Iterator[pa.Table]:
     """One table per shard, in order, its checksum verified."""
     names = None if columns is None else list(columns)
-    for path in artifact.shards(".parquet"):
+    for path in artifact.shards(".parquet", prefix):
         with path.open("rb") as stream:
             yield pq.read_table(stream, columns=names)

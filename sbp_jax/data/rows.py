@@ -40,7 +40,8 @@ def to_bytes(row: Row) -> bytes:
 def from_bytes(record: bytes) -> Row:
     """Inverse of `to_bytes`; L follows from the number of bytes: 4 (L + 1) + 4 L + 4 L + 8 L + L."""
     context = (len(record) - 4) // 21
-    parts, start = [], 0
+    parts: list[np.ndarray] = []
+    start = 0
     for dtype, length in zip(_DTYPES, (context + 1, context, context, context, context), strict=True):
         size = np.dtype(dtype).itemsize * length
         parts.append(np.frombuffer(record, dtype, length, start))
@@ -59,4 +60,6 @@ class RowSource:
         return self._rows
 
     def __getitem__(self, index: int) -> Row:
+        if index >= self._rows:
+            raise IndexError(index)
         return from_bytes(self._records[index])

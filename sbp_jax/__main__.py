@@ -1,0 +1,3 @@
+from sbp_jax.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,211 @@
+"""The command line: `sbp run | status | config | clean | report | <stage>`."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sbp_jax.errors import SbpError
+
+if TYPE_CHECKING:
+    from sbp_jax.pipeline import Pipeline
+
+STAGES = {
+    "ingest": "read the corpus into documents",
+    "split": "assign documents to held-out, capped and oracle sets",
+    "train_tokenizer": "train the tokenizer, or take the user's own",
+    "tokenize": "turn documents into tokens",
+    "pack": "pack tokens into training rows",
+    "embed": "embed the capped set",
+    "neighbors": "find each document's nearest neighbours with ScaNN",
+    "pairs": "keep the neighbours that make good pairs",
+    "pack_pairs": "pack pairs into tuning rows",
+    "train": "train the base model and the arms",
+    "tune": "tune the synthesizer on pairs",
+    "synthesize": "generate synthetic documents",
+    "filter": "keep the good synthetic documents",
+    "score": "score the arms on held-out documents",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; 0 on success, 2 for what the user can mend, 1 for a fault of the program, 130 on Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    _quiet_libraries()
+    try:
+        options.command(options)
+        return 0
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        else:
+            print(f"error: {_message(error)}", file=sys.stderr)
+        return 2 if isinstance(error, SbpError) or _disk_full(error) else 1
+
+
+def _run(options: argparse.Namespace) -> None:
+    pipeline = _pipeline(options)
+    pipeline.run(_say, until=options.until, only=options.only)
+    if pipeline.artifact("report") is not None and not (options.until or options.only):
+        _print_report(pipeline)
+
+
+def _stage(options: argparse.Namespace) -> None:
+    _pipeline(options).run(_say, only=options.stage)
+
+
+def _report(options: argparse.Namespace) -> None:
+    pipeline = _pipeline(options)
+    if pipeline.artifact("report") is None:
+        pipeline.run(_say, only="report")
+    _print_report(pipeline, options.json)
+
+
+def _status(options: argparse.Namespace) -> None:
+    rows = _pipeline(options).status()
+    if options.json:
+        records = [{"name": row.name, "state": row.state, "rows": row.rows, "seconds": row.seconds, "path": str(row.path)} for row in rows]
+        print(json.dumps(records, indent=1))
+        return
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        counts = f"{row.rows:>12,} {row.seconds:>9.1f}" if row.state == "done" else f"{row.rows or '':>12}"
+        print(f"{row.name:<{width}}  {row.state:<8}{counts}".rstrip())
+
+
+def _config(options: argparse.Namespace) -> None:
+    from sbp_jax.derived import derive
+    from sbp_jax.experiments import to_json
+
+    pipeline = _pipeline(options)
+    resolved = {"experiment": to_json(pipeline.experiment), "derived": derive(pipeline)}
+    if options.json:
+        print(json.dumps(resolved, indent=1))
+        return
+    for line in (*_tree(resolved["experiment"]), "", "derived:", *_tree(resolved["derived"], "  ")):
+        print(line)
+
+
+def _clean(options: argparse.Namespace) -> None:
+    pipeline = _pipeline(options)
+    unused = pipeline.unused()
+    if not unused:
+        print(f"nothing to remove in {pipeline.workdir}")
+        return
+    for path in unused:
+        print(path)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise SbpError(f"{len(unused)} artifacts are used by no experiment; add --yes to remove them")
+        if input(f"remove these {len(unused)} artifacts? [y/N] ").strip().lower() not in ("y", "yes"):
+            return
+    pipeline.remove(unused)
+    print(f"removed {len(unused)} artifacts")
+
+
+def _print_report(pipeline: "Pipeline", as_json: bool = False) -> None:
+    from sbp_jax.report import summary
+
+    artifact = pipeline.artifact("report")
+    assert artifact is not None
+    content = json.loads(artifact.file("summary.json").read_text())
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return
+    print(summary.text(content))
+    print(f"\nreport: {artifact.file('report.html')}")
+
+
+def _pipeline(options: argparse.Namespace) -> "Pipeline":
+    from sbp_jax.experiments import load
+    from sbp_jax.pipeline import Pipeline
+
+    experiment = load(options.config, options.set, options.tiny)
+    return Pipeline(experiment, str(Path(options.workdir or f"runs/{experiment.name}").absolute()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("config", help="a config file, such as configs/quickstart.py")
+    shared.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="replace a field, such as training.peak_lr=3e-3; may be repeated")
+    shared.add_argument("--tiny", action="store_true", help="the config's tiny variant: the same pipeline in about a minute on a CPU")
+    shared.add_argument("--workdir", help="folder for artifacts (default: runs/NAME)")
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    parser = argparse.ArgumentParser(prog="sbp", description="Synthetic bootstrapped pretraining, from documents to a report.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, function: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[shared])
+        command.set_defaults(command=function)
+        return command
+
+    run = add("run", "run everything that is not done yet", _run)
+    group = run.add_mutually_exclusive_group()
+    group.add_argument("--until", metavar="STAGE", help="stop after this stage or stage instance")
+    group.add_argument("--only", metavar="STAGE", help="run this stage or stage instance alone")
+    add("status", "show what is done, partial and missing", _status).add_argument("--json", action="store_true")
+    add("config", "print the resolved experiment and the numbers that follow from it", _config).add_argument("--json", action="store_true")
+    add("report", "print the results and the path of the report", _report).add_argument("--json", action="store_true")
+    clean = add("clean", "remove artifacts that no experiment of the work folder uses", _clean)
+    clean.add_argument("--yes", action="store_true", help="do not ask")
+    for stage, text in STAGES.items():
+        add(stage.replace("_", "-"), text, _stage).set_defaults(stage=stage)
+    return parser
+
+
+def _quiet_libraries() -> None:
+    """Leaves the terminal to this program: warnings of compilers and checkpoint writers go unless asked for."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import logging
+
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+
+
+def _disk_full(error: BaseException) -> bool:
+    return "No space left on device" in str(error)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, SbpError):
+        return str(error)
+    if _disk_full(error):
+        where = getattr(error, "filename", None)
+        return f"the disk is full{f' at {where}' if where else ''}; make room and run the same command again: what was finished is kept ({str(error).splitlines()[0]})"
+    return f"{type(error).__name__}: {error} (a fault of the program; --debug shows where)"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _tree(value: dict[str, Any], indent: str = "") -> list[str]:
+    """Nested dictionaries as indented lines."""
+    lines = []
+    for name, entry in value.items():
+        if isinstance(entry, dict):
+            lines += [f"{indent}{name}:", *_tree(entry, indent + "  ")]
+        elif isinstance(entry, list | tuple) and entry and isinstance(entry[0], dict):
+            lines.append(f"{indent}{name}:")
+            for item in entry:
+                lines.append(f"{indent}  - " + ", ".join(f"{key}={_show(inner)}" for key, inner in item.items()))
+        else:
+            lines.append(f"{indent}{name}: {_show(entry)}")
+    return lines
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(_show(entry) for entry in value) if isinstance(value, list | tuple) else str(value)

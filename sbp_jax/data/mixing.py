@@ -1,0 +1,87 @@
+"""Mixing streams of packed rows at exact rates, so that the batch of any step is a function of the step alone.
+
+Rows all bear the same number of target positions, so rates in rows are rates in tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from sbp_jax.data.rows import Row, RowSource
+
+Batch = dict[str, np.ndarray]  # a Row's arrays with a leading batch dimension, and "stream" [B]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many rows of each stream a run reads.
+
+    Attributes:
+      rows: rows to read, by stream; a stream with fewer is repeated.
+      available: rows that the stream has.
+    """
+
+    rows: Mapping[str, int]
+    available: Mapping[str, int]
+
+    @property
+    def epochs(self) -> dict[str, float]:
+        return {name: rows / self.available[name] for name, rows in self.rows.items()}
+
+
+def plan_arm(total_rows: int, synthetic_share: float, real: RowSource, synthetic: RowSource | None) -> Plan:
+    """Rows of the real and the synthetic stream for an arm (SBP, step 3).
+
+    Synthetic rows are read at most once: where there are fewer than the share asks for, real rows fill the rest.
+    """
+    wanted = round(total_rows * synthetic_share)
+    taken = min(wanted, len(synthetic)) if synthetic is not None else 0
+    rows, available = {"real": total_rows - taken}, {"real": len(real)}
+    if synthetic is not None and taken:
+        rows["synthetic"], available["synthetic"] = taken, len(synthetic)
+    return Plan(rows, available)
+
+
+def mix(streams: Mapping[str, RowSource], plan: Plan, batch_rows: int, seed: int) -> grain.MapDataset:
+    """Batches that hold exactly `plan.rows` of each stream, spread evenly over the run.
+
+    Each stream is shuffled anew for each pass over it. The index of a row's stream in `plan.rows` is in "stream".
+    """
+    mixed: grain.MapDataset | None = None
+    for index, (name, rows) in enumerate(plan.rows.items()):
+        shuffled = grain.MapDataset.source(streams[name]).shuffle(seed=seed + index).repeat()
+        labelled = shuffled[:rows].map(_labeller(index))
+        if mixed is None:
+            mixed = labelled
+        else:
+            mixed = grain.MapDataset.select_from_datasets([mixed, labelled], _Interleave(len(mixed), rows))
+    assert mixed is not None
+    return mixed.batch(batch_rows, drop_remainder=True)
+
+
+class _Interleave:
+    """A Grain selection map of two data sets, each element once, the second spread evenly among the first.
+
+    `MapDataset.mix` rounds its proportions and loses the last few elements; here the counts are exact.
+    """
+
+    def __init__(self, first: int, second: int):
+        self._second, self._total = second, first + second
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        before = index * self._second // self._total
+        after = (index + 1) * self._second // self._total
+        return (1, before) if after > before else (0, index - before)
+
+
+def _labeller(index: int) -> Any:
+    def label(row: Row) -> Batch:
+        return row._asdict() | {"stream": np.int32(index)}
+
+    return label

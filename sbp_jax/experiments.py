@@ -1,0 +1,132 @@
+"""Experiments from their files: loading, overriding, shrinking, checking, and the numbers that follow."""
+
+import dataclasses
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sbp_jax.config import Corpus, Experiment, Training
+from sbp_jax.errors import SbpError
+from sbp_jax.overrides import override
+
+BASE_ARM = "repetition"  # its run is the base model; gap closed is measured from it
+ORACLE_ARM = "oracle"
+
+
+def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = False) -> Experiment:
+    """The experiment of a config file: its `get_config()`, or `tiny()`, with overrides applied and checked.
+
+    Raises:
+      SbpError: the file is missing or is no config, an override does not fit, or a value makes no sense.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise SbpError(f"there is no config file {path}; give the path of one, such as configs/quickstart.py")
+    spec = importlib.util.spec_from_file_location(f"sbp_config_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SbpError(f"the config file {path} does not run: {type(error).__name__}: {error}") from error
+    function = getattr(module, "tiny" if tiny else "get_config", None)
+    if function is None:
+        raise SbpError(f"the config file {path} has no function {'tiny' if tiny else 'get_config'}()")
+    experiment = function()
+    for assignment in assignments:
+        experiment = override(experiment, assignment)
+    check(experiment)
+    return experiment
+
+
+def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
+    """The same experiment at a size that a CPU runs in about a minute, on a small corpus."""
+    small_steps = {"context": 96, "batch_rows": 8, "evaluate_every": 10, "peak_lr": 3e-3, "final_lr": 3e-5}
+    return replace(
+        experiment,
+        name=f"{experiment.name}-tiny",
+        corpus=replace(corpus, sample=0.06),
+        splits=replace(experiment.splits, validation=0.05, test=0.05, oracle=1.0, capped=0.5),
+        tokenizer=replace(experiment.tokenizer, path=None, vocab_size=512),
+        model=replace(experiment.model, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, dtype="float32"),
+        training=replace(experiment.training, tokens=30 * 8 * 96, **small_steps),
+        tuning=replace(experiment.tuning, epochs=1.0, validation=0.2, **(small_steps | {"context": 512})),
+        embedding=replace(experiment.embedding, max_tokens=64),
+        neighbors=replace(experiment.neighbors, top_k=10),
+        pairs=replace(experiment.pairs, threshold=0.4, minimum=20),
+        synthesis=replace(experiment.synthesis, max_new_tokens=64, oversample=1.5, documents_per_shard=64),
+        filters=replace(experiment.filters, min_words=1, max_repetition=0.9, max_copied=0.9, keep_unfinished=True),
+        seeds=experiment.seeds[:1],
+        execution=replace(experiment.execution, slots=32),
+    )
+
+
+def check(experiment: Experiment) -> None:
+    """Raises `SbpError` for values that cannot work, naming the field and what it may be."""
+    splits, model = experiment.splits, experiment.model
+    fractions = {
+        "corpus.sample": experiment.corpus.sample,
+        "corpus.max_skipped": experiment.corpus.max_skipped,
+        "splits.validation": splits.validation,
+        "splits.test": splits.test,
+        "splits.capped": splits.capped,
+        "splits.oracle": splits.oracle,
+        "splits.near_duplicate": splits.near_duplicate,
+        "pairs.near_duplicate": experiment.pairs.near_duplicate,
+        "tuning.validation": experiment.tuning.validation,
+        "synthesis.top_p": experiment.synthesis.top_p,
+        "training.warmup": experiment.training.warmup,
+        "tuning.warmup": experiment.tuning.warmup,
+        "filters.max_repetition": experiment.filters.max_repetition,
+        "filters.max_copied": experiment.filters.max_copied,
+    } | {f"arms.{arm.name}.synthetic_share": arm.synthetic_share for arm in experiment.arms}
+    for name, value in fractions.items():
+        _demand(0.0 <= value <= 1.0, f"{name} is {value:g}; it is a fraction from 0 to 1")
+    positive = {
+        "corpus.documents_per_shard": experiment.corpus.documents_per_shard,
+        "neighbors.top_k": experiment.neighbors.top_k,
+        "synthesis.max_new_tokens": experiment.synthesis.max_new_tokens,
+        "synthesis.documents_per_shard": experiment.synthesis.documents_per_shard,
+        "tuning.epochs": experiment.tuning.epochs,
+        "embedding.max_tokens": experiment.embedding.max_tokens,
+        "execution.slots": experiment.execution.slots,
+        "execution.decode_steps": experiment.execution.decode_steps,
+        "execution.embed_batch": experiment.execution.embed_batch,
+    }
+    for section in ("training", "tuning"):
+        values = getattr(experiment, section)
+        for name in ("context", "batch_rows", "peak_lr", "clip", "evaluate_every"):
+            positive[f"{section}.{name}"] = getattr(values, name)
+    for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ffn"):
+        positive[f"model.{name}"] = getattr(model, name)
+    for name, value in positive.items():
+        _demand(value > 0, f"{name} is {value:g}; it must be above 0")
+    _demand(splits.capped <= splits.oracle, f"splits.capped ({splits.capped:g}) is above splits.oracle ({splits.oracle:g}); the capped set lies inside the oracle set")
+    _demand(model.heads % model.kv_heads == 0, f"model.heads ({model.heads}) must be a multiple of model.kv_heads ({model.kv_heads})")
+    _demand(model.head_dim % 2 == 0, f"model.head_dim is {model.head_dim}; RoPE turns pairs, so it must be even")
+    _demand(model.dtype in ("float32", "bfloat16"), f"model.dtype is {model.dtype}; it may be float32 or bfloat16")
+    _demand(experiment.synthesis.temperature >= 0, "synthesis.temperature is negative; 0 is greedy, 1 the model's own")
+    _demand(experiment.synthesis.top_p > 0, "synthesis.top_p is 0; 1 keeps every token")
+    _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")
+    _demand(bool(experiment.seeds), "seeds is empty; give at least one, such as seeds=0")
+    names = [arm.name for arm in experiment.arms]
+    _demand(len(set(names)) == len(names), f"two arms have one name: {', '.join(names)}")
+    for needed in (BASE_ARM, ORACLE_ARM):
+        _demand(needed in names, f"there is no arm named {needed}; gap closed is measured between repetition and oracle")
+    for arm in experiment.arms:
+        _demand(arm.real in ("capped", "oracle"), f"arms.{arm.name}.real is {arm.real}; it may be capped or oracle")
+
+
+def _demand(condition: bool, message: str) -> None:
+    if not condition:
+        raise SbpError(message)
+
+
+def steps(training: Training, tokens: int) -> int:
+    """Whole steps in a budget of target positions."""
+    return tokens // (training.batch_rows * training.context)
+
+
+def to_json(experiment: Experiment) -> dict[str, Any]:
+    return dataclasses.asdict(experiment)

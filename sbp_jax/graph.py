@@ -1,0 +1,143 @@
+"""The stage instances of an experiment and how they feed one another: the whole method on one page."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from etils import epath
+
+from sbp_jax.artifacts import Artifact
+from sbp_jax.config import Experiment
+from sbp_jax.experiments import BASE_ARM
+from sbp_jax.model import encoder
+from sbp_jax.stages import (
+    embed,
+    filter,
+    ingest,
+    neighbors,
+    pack,
+    pack_pairs,
+    pairs,
+    report,
+    score,
+    split,
+    synthesize,
+    tokenize,
+    train,
+    train_tokenizer,
+    tune,
+)
+from sbp_jax.text import documents
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage instance.
+
+    Attributes:
+      name: unique in the experiment, such as "train-sbp-0".
+      stage: name of the stage.
+      version: version of its rules.
+      run: the stage's function.
+      inputs: name of the instance that makes each input artifact, by the role it plays.
+      config: the stage's other arguments, all part of the recipe.
+      files: lists the user's files it reads, whose content is part of the recipe.
+    """
+
+    name: str
+    stage: str
+    version: int
+    run: Callable[..., Artifact]
+    inputs: Mapping[str, str]
+    config: Mapping[str, Any]
+    files: Callable[[], list[epath.Path]] | None = None
+
+
+def graph(experiment: Experiment) -> dict[str, Node]:
+    """All stage instances of an experiment by name, each after its inputs."""
+    nodes: dict[str, Node] = {}
+    context, settings = experiment.training.context, experiment.tokenizer
+
+    def add(
+        name: str,
+        stage: ModuleType,
+        inputs: Mapping[str, str],
+        config: Mapping[str, Any],
+        files: Callable[[], list[epath.Path]] | None = None,
+    ) -> str:
+        nodes[name] = Node(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files)
+        return name
+
+    # Real documents, and their packed rows.
+    real = add("documents", ingest, {}, {"corpus": experiment.corpus}, lambda: documents.source_files(experiment.corpus.paths))
+    splits = add("splits", split, {"documents": real}, {"splits": experiment.splits})
+    own_tokenizer = None if settings.path is None else (lambda: [epath.Path(settings.path).expanduser()])
+    tokenizer = add("tokenizer", train_tokenizer, {"documents": real, "splits": splits}, {"tokenizer": settings}, own_tokenizer)
+    tokens = add("tokens", tokenize, {"documents": real, "tokenizer": tokenizer}, {"settings": settings})
+    for stream in ("capped", "oracle", "validation", "test"):
+        inputs = {"tokens": tokens, "splits": splits, "documents": real, "tokenizer": tokenizer}
+        add(f"rows-{stream}", pack, inputs, {"stream": stream, "context": context, "settings": settings})
+
+    # Arms that need no synthetic text; the first run of the repetition arm is the base model.
+    def add_arms(synthetic: bool) -> None:
+        for arm in experiment.arms:
+            if (arm.synthetic_share > 0) != synthetic:
+                continue
+            for seed in experiment.seeds:
+                inputs = {"real": f"rows-{arm.real}", "oracle": "rows-oracle", "validation": "rows-validation", "tokenizer": tokenizer}
+                if synthetic:
+                    inputs["synthetic"] = "rows-synthetic"
+                config = {"settings": settings, "model": experiment.model, "training": experiment.training}
+                add(f"train-{arm.name}-{seed}", train, inputs, config | {"synthetic_share": arm.synthetic_share, "seed": seed})
+
+    add_arms(synthetic=False)
+    base = f"train-{BASE_ARM}-{experiment.seeds[0]}"
+
+    # Step 1: pairs.
+    embeddings = add(
+        "embeddings", embed, {"documents": real, "splits": splits}, {"embedding": experiment.embedding}, lambda: encoder.files(experiment.embedding.model)
+    )
+    near = add("neighbors", neighbors, {"embeddings": embeddings}, {"neighbors": experiment.neighbors})
+    related = add("pairs", pairs, {"neighbors": near, "documents": real, "tokens": tokens}, {"pairs": experiment.pairs, "context": experiment.tuning.context})
+    for part in ("train", "validation"):
+        config = {"settings": settings, "part": part, "validation": experiment.tuning.validation, "context": experiment.tuning.context}
+        add(f"rows-pairs-{part}", pack_pairs, {"pairs": related, "tokens": tokens, "tokenizer": tokenizer}, config)
+
+    # Step 2: the synthesizer.
+    inputs = {"base": base, "pairs": "rows-pairs-train", "validation": "rows-pairs-validation", "tokenizer": tokenizer}
+    synthesizer = add("synthesizer", tune, inputs, {"settings": settings, "model": experiment.model, "tuning": experiment.tuning})
+
+    # Step 3: synthetic documents, and the arms that read them.
+    share = max(arm.synthetic_share for arm in experiment.arms)
+    if share > 0:
+        inputs = {"model": synthesizer, "capped": "rows-capped", "oracle": "rows-oracle", "tokens": tokens}
+        inputs |= {"splits": splits, "documents": real, "tokenizer": tokenizer}
+        config = {
+            "settings": settings,
+            "decoder": experiment.model,
+            "synthesis": experiment.synthesis,
+            "context": experiment.tuning.context,
+            "share": share,
+            "training_tokens": experiment.training.tokens,
+        }
+        synthesized = add("synthesized", synthesize, inputs, config)
+        inputs = {"synthesized": synthesized, "documents": real, "splits": splits}
+        synthetic = add("synthetic", filter, inputs, {"filters": experiment.filters})
+        tokens = add("tokens-synthetic", tokenize, {"documents": synthetic, "tokenizer": tokenizer}, {"settings": settings})
+        inputs = {"tokens": tokens, "documents": synthetic, "tokenizer": tokenizer}
+        add("rows-synthetic", pack, inputs, {"stream": "synthetic", "context": context, "settings": settings})
+        add_arms(synthetic=True)
+
+    # Scores and the report.
+    inputs = {"documents": real, "splits": splits, "neighbors": near, "pairs": related, "synthesizer": synthesizer}
+    if share > 0:
+        inputs |= {"synthesized": synthesized, "synthetic": synthetic}
+    for arm in experiment.arms:
+        for seed in experiment.seeds:
+            trained = f"train-{arm.name}-{seed}"
+            config = {"model": experiment.model, "batch_rows": experiment.training.batch_rows}
+            scored = add(f"score-{arm.name}-{seed}", score, {"trained": trained, "test": "rows-test"}, config)
+            inputs |= {f"trained/{arm.name}/{seed}": trained, f"scored/{arm.name}/{seed}": scored}
+    add("report", report, inputs, {"experiment": experiment})
+    return nodes

@@ -1,0 +1,242 @@
+"""The decoder: Qwen3-dense, layers scanned over stacked weights.
+
+Legend: B batch, T query positions, S key positions, D width, N query heads, K key-value heads, H head dimension,
+F feed-forward width, V vocabulary, L layers, G query heads per key-value head, Z cache blocks of C positions each.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from sbp_jax.config import Model
+from sbp_jax.parallel.sharding import constrain
+
+VOCABULARY_MULTIPLE = 128
+_MASKED = -1e30  # a score that no real one comes near; finite, so that differences of two are numbers
+
+
+def padded_vocabulary(size: int) -> int:
+    """Rows of the embedding table: the vocabulary rounded up, so that it divides over a mesh axis."""
+    return math.ceil(size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def _weight(rngs: nnx.Rngs, dimensions: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
+    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32), dimensions=dimensions)
+
+
+def _scale(dimensions: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
+    return nnx.Param(jnp.ones(shape, jnp.float32), dimensions=dimensions)
+
+
+class Cache(NamedTuple):
+    """Keys and values of tokens read before, in blocks of positions: block z holds positions zC to zC + C - 1.
+
+    Attributes:
+      keys: [L, Z, B, K, H, C], transposed as the product with the queries wants them.
+      values: [L, Z, B, K, C, H].
+    """
+
+    keys: Array
+    values: Array
+
+
+def empty_cache(config: Model, rows: int, blocks: int, length: int) -> Cache:
+    """A cache of zeros: `blocks` blocks of `length` positions for each row."""
+    shape = (config.layers, blocks, rows, config.kv_heads)
+    return Cache(
+        jnp.zeros((*shape, config.head_dim, length), config.dtype), jnp.zeros((*shape, length, config.head_dim), config.dtype)
+    )
+
+
+class Layers(nnx.Module):
+    """All decoder layers, their weights stacked along a leading axis; inside the scan, one layer."""
+
+    def __init__(self, config: Model, rngs: nnx.Rngs):
+        layers, width, ffn, head = config.layers, config.width, config.ffn, config.head_dim
+        self.attention_norm = _scale(("layers", "embed"), (layers, width))
+        self.query = _weight(rngs, ("layers", "embed", "heads", "head_dim"), (layers, width, config.heads, head))
+        self.key = _weight(rngs, ("layers", "embed", "kv_heads", "head_dim"), (layers, width, config.kv_heads, head))
+        self.value = _weight(rngs, ("layers", "embed", "kv_heads", "head_dim"), (layers, width, config.kv_heads, head))
+        self.query_norm = _scale(("layers", "head_dim"), (layers, head))
+        self.key_norm = _scale(("layers", "head_dim"), (layers, head))
+        self.output = _weight(rngs, ("layers", "heads", "head_dim", "embed"), (layers, config.heads, head, width))
+        self.ffn_norm = _scale(("layers", "embed"), (layers, width))
+        self.gate = _weight(rngs, ("layers", "embed", "ffn"), (layers, width, ffn))
+        self.up = _weight(rngs, ("layers", "embed", "ffn"), (layers, width, ffn))
+        self.down = _weight(rngs, ("layers", "ffn", "embed"), (layers, ffn, width))
+
+
+class Decoder(nnx.Module):
+    """A language model: tokens in, next-token logits out (SBP section 4: Llama-3 with QK-norm)."""
+
+    def __init__(self, config: Model, vocabulary: int, rngs: nnx.Rngs):
+        self.config = config
+        rows = padded_vocabulary(vocabulary)
+        self.embedding = _weight(rngs, ("vocabulary", "embed"), (rows, config.width))
+        self.layers = Layers(config, rngs)
+        self.final_norm = _scale(("embed",), (config.width,))
+        self.unembedding = None if config.tied_embeddings else _weight(rngs, ("vocabulary", "embed"), (rows, config.width))
+
+    def __call__(
+        self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
+    ) -> Float[Array, "B T V"]:
+        """Logits in float32; a position attends to itself and what precedes it in its own segment."""
+        length = tokens_BT.shape[1]
+        causal_TS = jnp.tril(jnp.ones((length, length), bool))
+        mask_BTS = causal_TS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+
+        def body(x_BTD: Array, layer: Layers) -> tuple[Array, None]:
+            query, key, value = _project(self.config, layer, x_BTD, positions_BT)
+            return _finish(self.config, layer, x_BTD, _attend(query, key, value, mask_BTS)), None
+
+        x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), self.layers)
+        return self._logits(x_BTD)
+
+    def extend(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        past: Cache,
+        lengths_B: Int[Array, "B"],
+        blocks: Int[Array, ""] | int,
+        recent: Cache,
+        index: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Reads T more tokens of each sequence, after those of `past` and then of `recent`.
+
+        Rows of `recent` advance together, so a new token is one slice of it, where rows of `past` end at different
+        places and writing them costs a scatter: the caller moves `recent` to `past` now and then. What a row computes
+        does not depend on the other rows, nor on how many blocks they make it look at.
+
+        Args:
+          tokens_BT: the tokens.
+          positions_BT: place of each token in its sequence.
+          past: what was read before; not changed.
+          lengths_B: positions of `past` that each row holds.
+          blocks: leading blocks of `past` to attend to; they hold at least the greatest length.
+          recent: one block of the tokens since; these T are stored at its columns `index` to `index + T - 1`.
+          index: columns of `recent` in use.
+
+        Returns:
+          The hidden states before the final norm, and `recent` with the new keys and values.
+        """
+        block = past.keys.shape[-1]
+        columns = jnp.arange(recent.keys.shape[-1])
+        recent_mask_TC = columns <= index + jnp.arange(tokens_BT.shape[1])[:, None]
+
+        def body(carry: tuple[Array, Cache], scanned: tuple[Layers, Array]) -> tuple[tuple[Array, Cache], None]:
+            x_BTD, recent = carry
+            layer, number = scanned
+            query_BTNH, key_BTKH, value_BTKH = _project(self.config, layer, x_BTD, positions_BT)
+            start = (number, 0, 0, 0, 0, index)
+            keys = jax.lax.dynamic_update_slice(recent.keys, key_BTKH.transpose(0, 2, 3, 1)[None, None], start)
+            start = (number, 0, 0, 0, index, 0)
+            values = jax.lax.dynamic_update_slice(recent.values, value_BTKH.transpose(0, 2, 1, 3)[None, None], start)
+
+            def look(z: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+                mask_BC = z * block + jnp.arange(block) < lengths_B[:, None]
+                return _absorb(state, query_BKGTH, past.keys[number, z], past.values[number, z], mask_BC[:, None])
+
+            query_BKGTH = _by_group(query_BTNH, self.config.kv_heads)
+            state = jax.lax.fori_loop(0, blocks, look, _attention_start(query_BKGTH))
+            _, sums, attended = _absorb(state, query_BKGTH, keys[number, 0], values[number, 0], recent_mask_TC)
+            attended_BKGTH = (attended / sums[..., None]).astype(x_BTD.dtype)
+            attended_BTNH = attended_BKGTH.transpose(0, 3, 1, 2, 4).reshape(query_BTNH.shape)
+            return (_finish(self.config, layer, x_BTD, attended_BTNH), Cache(keys, values)), None
+
+        scanned = (self.layers, jnp.arange(self.config.layers))
+        (x_BTD, recent), _ = jax.lax.scan(body, (self._embed(tokens_BT), recent), scanned)
+        return x_BTD, recent
+
+    def logits(self, hidden_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Next-token logits of the hidden states that `extend` returns."""
+        return self._logits(hidden_BTD)
+
+    def _embed(self, tokens_BT: Array) -> Array:
+        x_BTD = self.embedding[...][tokens_BT].astype(self.config.dtype)
+        return constrain(x_BTD, "batch", None, None)
+
+    def _logits(self, x_BTD: Array) -> Array:
+        x_BTD = _rms_norm(x_BTD, self.final_norm[...], self.config.norm_epsilon)
+        table_VD = (self.embedding if self.unembedding is None else self.unembedding)[...].astype(x_BTD.dtype)
+        return jnp.einsum("...d,vd->...v", x_BTD, table_VD, preferred_element_type=jnp.float32)
+
+
+def _project(config: Model, layer: Any, x_BTD: Array, positions_BT: Array) -> tuple[Array, Array, Array]:
+    """Queries, keys and values of a layer, normalised and rotated."""
+    normed_BTD = _rms_norm(x_BTD, layer.attention_norm[...], config.norm_epsilon)
+    dtype = x_BTD.dtype
+    query_BTNH = jnp.einsum("btd,dnh->btnh", normed_BTD, layer.query[...].astype(dtype))
+    key_BTKH = jnp.einsum("btd,dkh->btkh", normed_BTD, layer.key[...].astype(dtype))
+    value_BTKH = jnp.einsum("btd,dkh->btkh", normed_BTD, layer.value[...].astype(dtype))
+    query_BTNH = _rms_norm(query_BTNH, layer.query_norm[...], config.norm_epsilon)
+    key_BTKH = _rms_norm(key_BTKH, layer.key_norm[...], config.norm_epsilon)
+    return _rotate(query_BTNH, positions_BT, config.rope_base), _rotate(key_BTKH, positions_BT, config.rope_base), value_BTKH
+
+
+def _attend(query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, mask_BTS: Bool[Array, "B T S"]) -> Array:
+    """Grouped-query attention, softmax in float32."""
+    key_BSKH, value_BSKH = key_BSKH.astype(query_BTNH.dtype), value_BSKH.astype(query_BTNH.dtype)
+    return jax.nn.dot_product_attention(query_BTNH, key_BSKH, value_BSKH, mask=mask_BTS[:, None], implementation="xla")
+
+
+def _by_group(query_BTNH: Array, kv_heads: int) -> Array:
+    """Queries scaled and grouped by the key-value head they share: [B, K, G, T, H]."""
+    rows, length, heads, size = query_BTNH.shape
+    scaled = query_BTNH * size**-0.5
+    return scaled.reshape(rows, length, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
+
+
+def _attention_start(query_BKGTH: Array) -> tuple[Array, Array, Array]:
+    shape = query_BKGTH.shape[:-1]
+    return jnp.full(shape, _MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(query_BKGTH.shape, jnp.float32)
+
+
+def _absorb(
+    state: tuple[Array, Array, Array], query_BKGTH: Array, key_BKHC: Array, value_BKCH: Array, mask: Bool[Array, "*B T C"]
+) -> tuple[Array, Array, Array]:
+    """Attention to one more block (Milakov and Gimelshein 2018): greatest score, sum and weighted values so far.
+
+    A row whose mask is all false keeps its state to the bit once it has seen any token: that is what makes its result
+    independent of the other rows.
+    """
+    greatest, sums, attended = state
+    scores = jnp.einsum("bkgth,bkhc->bkgtc", query_BKGTH, key_BKHC, preferred_element_type=jnp.float32)
+    mask = mask[:, None, None] if mask.ndim == 3 else mask
+    scores = jnp.where(mask, scores, _MASKED)
+    new_greatest = jnp.maximum(greatest, jnp.max(scores, axis=-1))
+    weights = jnp.exp(scores - new_greatest[..., None])
+    scale = jnp.exp(greatest - new_greatest)
+    added = jnp.einsum("bkgtc,bkch->bkgth", weights.astype(value_BKCH.dtype), value_BKCH, preferred_element_type=jnp.float32)
+    return new_greatest, sums * scale + jnp.sum(weights, axis=-1), attended * scale[..., None] + added
+
+
+def _finish(config: Model, layer: Any, x_BTD: Array, attended_BTNH: Array) -> Array:
+    """The rest of a layer after attention: output projection, feed-forward, residuals."""
+    dtype = x_BTD.dtype
+    x_BTD = x_BTD + jnp.einsum("btnh,nhd->btd", attended_BTNH, layer.output[...].astype(dtype))
+    normed_BTD = _rms_norm(x_BTD, layer.ffn_norm[...], config.norm_epsilon)
+    gate_BTF = jax.nn.silu(jnp.einsum("btd,df->btf", normed_BTD, layer.gate[...].astype(dtype)))
+    up_BTF = jnp.einsum("btd,df->btf", normed_BTD, layer.up[...].astype(dtype))
+    x_BTD = x_BTD + jnp.einsum("btf,fd->btd", gate_BTF * up_BTF, layer.down[...].astype(dtype))
+    return constrain(x_BTD, "batch", None, None)
+
+
+def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    return (normed * scale).astype(x.dtype)
+
+
+def _rotate(x_BTNH: Array, positions_BT: Array, base: float) -> Array:
+    """Rotary position embedding on the two halves of each head, as Llama and Qwen checkpoints store them."""
+    half = x_BTNH.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
+    sin, cos = jnp.sin(angles_BT1h), jnp.cos(angles_BT1h)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)

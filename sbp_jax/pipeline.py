@@ -1,0 +1,184 @@
+"""The experiment as a graph of named stage instances: what there is to make, from what, and what is already made."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import filelock
+from etils import epath
+
+from sbp_jax.artifacts import Artifact, Output, Recipe, find
+from sbp_jax.artifacts.artifact import finished_files, read_json
+from sbp_jax.artifacts.fingerprint import fingerprint
+from sbp_jax.config import Experiment
+from sbp_jax.errors import SbpError
+from sbp_jax.experiments import to_json
+from sbp_jax.graph import Node, graph
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far one stage instance is: done, partial or missing."""
+
+    name: str
+    state: str
+    rows: int
+    seconds: float
+    path: epath.Path
+
+
+class Pipeline:
+    """An experiment in a work folder.
+
+    Attributes:
+      workdir: holds `artifacts/<instance>/<key>/`, and `experiments/<name>.json` for every experiment run there.
+      nodes: the stage instances by name, each after its inputs.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: str):
+        self.experiment = experiment
+        self.workdir = epath.Path(workdir)
+        self.nodes = graph(experiment)
+
+    @cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipe of every stage instance; needs the input files, but nothing made from them."""
+        memory = self.workdir / "fingerprints.json"
+        recipes: dict[str, Recipe] = {}
+        for node in self.nodes.values():
+            config = {name: _recipe_value(value) for name, value in node.config.items()}
+            if node.files is not None:
+                config["files"] = fingerprint(node.files(), memory)
+            inputs = {role: recipes[name].key for role, name in node.inputs.items()}
+            recipes[node.name] = Recipe(node.stage, node.version, config, inputs)
+        return recipes
+
+    def path(self, name: str) -> epath.Path:
+        return self.workdir / "artifacts" / name / self.recipes[name].key
+
+    def artifact(self, name: str) -> Artifact | None:
+        """The artifact of a stage instance, None until it is complete."""
+        return find(self.path(name), self.recipes[name].key)
+
+    def status(self) -> list[Status]:
+        result = []
+        for name in self.nodes:
+            artifact, path = self.artifact(name), self.path(name)
+            if artifact is not None:
+                result.append(Status(name, "done", artifact.rows, artifact.seconds, path))
+            elif path.exists():
+                result.append(Status(name, "partial", sum(file.rows for file in finished_files(path)), 0.0, path))
+            else:
+                result.append(Status(name, "missing", 0, 0.0, path))
+        return result
+
+    def run(self, report: Callable[[str], None], until: str | None = None, only: str | None = None) -> None:
+        """Makes every artifact that is not complete, in order.
+
+        Args:
+          report: receives one line for each stage instance made.
+          until: name of a stage or instance after which to stop.
+          only: name of the one stage or instance to run.
+
+        Raises:
+          SbpError: there is no such stage, an input of `only` is not complete, or another run has the work folder.
+        """
+        names = self._select(until, only)
+        with self._lock():
+            self._record()
+            for name in names:
+                if self.artifact(name) is None:
+                    report(f"{name} ...")
+                    made = self._make(self.nodes[name])
+                    report(f"{name}: {_summary(made)} in {made.seconds:.1f} s")
+
+    def unused(self) -> list[epath.Path]:
+        """Artifacts in the work folder that neither this experiment nor the last run of any other there uses."""
+        used = {(name, recipe.key) for name, recipe in self.recipes.items()}
+        for file in (self.workdir / "experiments").glob("*.json"):
+            record = read_json(file)
+            if record is not None and file.stem != self.experiment.name:
+                used |= set(record["keys"].items())
+        folders = sorted((self.workdir / "artifacts").glob("*/*"))
+        return [path for path in folders if (path.parent.name, path.name) not in used]
+
+    def remove(self, paths: list[epath.Path]) -> None:
+        with self._lock():
+            for path in paths:
+                path.rmtree()
+
+    def _select(self, until: str | None, only: str | None) -> list[str]:
+        names = list(self.nodes)
+        wanted = until or only
+        if wanted is None:
+            return names
+        chosen = [name for name in names if wanted in (name, self.nodes[name].stage)]
+        if not chosen:
+            stages = sorted({node.stage for node in self.nodes.values()})
+            raise SbpError(f"there is no stage {wanted}; stages: {', '.join(stages)}; instances: {', '.join(names)}")
+        if until:
+            needed = set()
+            for name in chosen:
+                needed |= self._ancestors(name)
+            return [name for name in names if name in needed]
+        return chosen
+
+    def _ancestors(self, name: str) -> set[str]:
+        found = {name}
+        for parent in self.nodes[name].inputs.values():
+            found |= self._ancestors(parent)
+        return found
+
+    def _make(self, node: Node) -> Artifact:
+        inputs = {}
+        for role, name in node.inputs.items():
+            artifact = self.artifact(name)
+            if artifact is None:
+                raise SbpError(f"{node.name} needs {name}, which is not complete; run `sbp run ... --until {node.name}`")
+            inputs[role] = artifact
+        execution = self.experiment.execution
+        output = Output(self.path(node.name), self.recipes[node.name], node.name, dataclasses.asdict(execution))
+        return node.run(output, **inputs, **node.config, execution=execution)
+
+    def _record(self) -> None:
+        """Writes which artifacts this experiment uses, so that `clean` leaves them."""
+        file = self.workdir / "experiments" / f"{self.experiment.name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        keys = {name: recipe.key for name, recipe in self.recipes.items()}
+        file.write_text(json.dumps({"experiment": to_json(self.experiment), "keys": keys}, indent=1))
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.workdir / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise SbpError(f"another run is working in {self.workdir}; wait for it, or give this one its own --workdir") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _recipe_value(value: Any) -> Any:
+    """A config value as it stands in a recipe: without the fields that cannot change the result."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kept = [entry for entry in dataclasses.fields(value) if entry.metadata.get("recipe", True)]
+        return {entry.name: _recipe_value(getattr(value, entry.name)) for entry in kept}
+    return [_recipe_value(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _summary(artifact: Artifact) -> str:
+    """The most telling counts of an artifact, in one line."""
+    telling = ("documents", "tokens", "vocab_size", "candidates", "accepted", "pairs", "full_rows", "steps", "best_validation", "nats_per_token")
+    counts = [f"{_number(artifact.stats[name])} {name}" for name in telling if name in artifact.stats]
+    return ", ".join(counts) or f"{artifact.rows:,} rows"
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,58 @@
+"""One arm: a model trained from scratch on real and, for some arms, synthetic rows (SBP, step 3).
+
+The run of the `repetition` arm is the base model as well.
+"""
+
+from sbp_jax.artifacts import Artifact, Output
+from sbp_jax.config import Execution, Model, Tokenizer, Training
+from sbp_jax.data.budget import training_tokens
+from sbp_jax.data.mixing import plan_arm
+from sbp_jax.data.rows import RowSource
+from sbp_jax.errors import SbpError
+from sbp_jax.parallel.mesh import build_mesh
+from sbp_jax.text import tokenizer as text_tokenizer
+from sbp_jax.training import export
+from sbp_jax.training.loop import Run, train
+
+VERSION = 1
+
+
+def run(
+    output: Output,
+    *,
+    real: Artifact,
+    oracle: Artifact,
+    validation: Artifact,
+    tokenizer: Artifact,
+    synthetic: Artifact | None = None,
+    settings: Tokenizer,
+    model: Model,
+    training: Training,
+    synthetic_share: float,
+    seed: int,
+    execution: Execution,
+) -> Artifact:
+    """Trains for the token budget; the last rows of each stream that are not full are left out.
+
+    Raises:
+      SbpError: the budget is smaller than one step, or a stream has no full row.
+    """
+    streams = {"real": _full_rows(real, "real")}
+    if synthetic is not None:
+        streams["synthetic"] = _full_rows(synthetic, "synthetic")
+    tokens = training_tokens(training.tokens, oracle)
+    steps = tokens // (training.batch_rows * training.context)
+    if steps < 1:
+        raise SbpError(f"{tokens:,} training tokens are less than one step of {training.batch_rows} rows of {training.context}; lower training.batch_rows or add documents")
+    plan = plan_arm(steps * training.batch_rows, synthetic_share, streams["real"], streams.get("synthetic"))
+    encoder = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
+    job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed)
+    finished = train(job, output.path, output.label, build_mesh(execution.mesh))
+    return export.save(output, job, finished, encoder.end_of_document)
+
+
+def _full_rows(artifact: Artifact, name: str) -> RowSource:
+    rows = artifact.stats["full_rows"]
+    if rows < 1:
+        raise SbpError(f"the {name} stream is shorter than one row of {artifact.stats['context']} tokens; lower training.context or add documents")
+    return RowSource(artifact, rows)

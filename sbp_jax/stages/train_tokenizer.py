@@ -1,0 +1,48 @@
+"""Stage `train_tokenizer`: a byte-level BPE of the capped set, or the user's own tokenizer."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+
+from sbp_jax.artifacts import Artifact, Output, parquet
+from sbp_jax.config import Execution, Tokenizer
+from sbp_jax.progress import progress
+from sbp_jax.text.tokenizer import load, train
+
+VERSION = 1
+FILE = "tokenizer.json"
+
+
+def run(
+    output: Output, *, documents: Artifact, splits: Artifact, tokenizer: Tokenizer, execution: Execution
+) -> Artifact:
+    """Writes `tokenizer.json`, with the two special tokens in it.
+
+    Only the capped set is read: what the other arms would see must not shape the vocabulary.
+
+    Raises:
+      SbpError: the user's file is missing or is no tokenizer, or `vocab_size` is too small.
+    """
+    if tokenizer.path is not None:
+        trained = load(epath.Path(tokenizer.path).expanduser(), tokenizer)
+    elif output.has(FILE):
+        trained = load(output.path / FILE, tokenizer)
+    else:
+        trained = train(_texts(output, documents, splits), tokenizer)
+    if not output.has(FILE):
+        with output.writing(FILE) as writing:
+            trained.save(writing.path)
+    return output.finish({"vocab_size": trained.vocab_size})
+
+
+def _texts(output: Output, documents: Artifact, splits: Artifact) -> Iterator[str]:
+    table = parquet.read(splits, ["ordinal", "split"])
+    capped = np.zeros(documents.rows, np.bool_)
+    capped[table["ordinal"].to_numpy()] = table["split"].to_numpy() == "capped"
+    with progress(output.label, int(capped.sum()), "documents") as counter:
+        for documents_table in parquet.tables(documents, ["ordinal", "text"]):
+            chosen = capped[documents_table["ordinal"].to_numpy()]
+            for text in documents_table["text"].filter(chosen).to_pylist():
+                yield text
+                counter.advance()

@@ -1,0 +1,253 @@
+"""Reading documents from files: JSON Lines (plain, gzip, zstd), Parquet, folders of plain text.
+
+Every record becomes a `Document` or a `Skipped` with its place and reason; nothing is dropped in silence. Blank lines
+are no records.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+from etils import epath
+
+from sbp_jax.config import Corpus
+from sbp_jax.errors import SbpError
+
+LINES = tuple(f".{name}{packing}" for name in ("jsonl", "json", "ndjson") for packing in ("", ".gz", ".zst"))
+DATA = (*LINES, ".parquet")
+TEXT = (".txt", ".md")
+KINDS = ".jsonl, .json, .ndjson (each also .gz or .zst), .parquet, .txt, .md"
+BLOCK = 1 << 17  # compressed bytes read at a time
+BATCH = 1024  # Parquet rows read at a time
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document as found; ids need not be unique yet."""
+
+    id: str
+    text: str
+    line: int  # line, or Parquet row, counted from 1
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that is no document.
+
+    Attributes:
+      file: the file as the user named it.
+      line: line, or Parquet row, counted from 1.
+      reason: not_json, not_an_object, no_text_field, text_not_a_string, empty or invalid_utf8.
+      detail: what was found instead, for people.
+    """
+
+    file: str
+    line: int
+    reason: str
+    detail: str = ""
+
+
+def source_files(paths: Iterable[str]) -> list[epath.Path]:
+    """Expands files, folders and globs: in the order given, sorted inside each, every file once.
+
+    A folder is searched through, hidden names excepted. Where a folder or a glob holds data files, the .txt and .md
+    files beside them (a README) are no documents.
+
+    Raises:
+      SbpError: a path that does not exist, or that holds nothing of a known kind.
+    """
+    found: dict[str, epath.Path] = {}
+    for name in paths:
+        files = _expand(name)
+        if not files:
+            raise SbpError(f"corpus path {name} holds no file to read; known kinds are {KINDS}")
+        found.update({str(file): file for file in files})
+    if not found:
+        raise SbpError("corpus.paths is empty; set it to the files, folders or globs of your documents")
+    return list(found.values())
+
+
+def read(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
+    """Streams the records of one file, in order.
+
+    Raises:
+      SbpError: the file is cut off, damaged or not readable, or a Parquet file has no column `corpus.text_field`.
+    """
+    if file.name.lower().endswith(".parquet"):
+        yield from _parquet(file, corpus)
+    elif file.name.lower().endswith(TEXT):
+        yield from _plain_text(file, corpus)
+    else:
+        for number, line in enumerate(_lines(file), start=1):
+            if line.strip():
+                yield _from_json(line, file, number, corpus)
+
+
+def content_id(text: str) -> str:
+    """The id of a document that has none: a hash of its text."""
+    return "sha-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _expand(name: str) -> list[epath.Path]:
+    path = epath.Path(name).expanduser()
+    if path.is_dir():
+        files = _walk(path)
+    elif path.exists():
+        return [path] if path.name.lower().endswith((*DATA, *TEXT)) else []
+    elif any(sign in name for sign in "*?["):
+        root = _root(name)
+        pattern = "/".join(path.parts[len(root.parts) :])
+        files = sorted(file for file in root.glob(pattern) if not file.is_dir())
+        if not files:
+            raise SbpError(f"corpus path {name} matches no file; check the pattern and the folder it starts from")
+    else:
+        raise SbpError(f"corpus path {name} does not exist; check corpus.paths")
+    data = [file for file in files if file.name.lower().endswith(DATA)]
+    return data or [file for file in files if file.name.lower().endswith(TEXT)]
+
+
+def _walk(folder: epath.Path) -> list[epath.Path]:
+    files: list[epath.Path] = []
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith("."):
+            files.extend(_walk(path) if path.is_dir() else [path])
+    return files
+
+
+def _root(name: str) -> epath.Path:
+    """The folder that the files of a configured path lie in: its part before the first wildcard."""
+    path = epath.Path(name).expanduser()
+    if path.exists():
+        return path if path.is_dir() else path.parent
+    parts: list[str] = []
+    for part in path.parts[:-1]:
+        if any(sign in part for sign in "*?["):
+            break
+        parts.append(part)
+    return epath.Path(*parts) if parts else epath.Path(".")
+
+
+def _lines(file: epath.Path) -> Iterator[bytes]:
+    name = file.name.lower()
+    try:
+        with file.open("rb") as stream:
+            if name.endswith(".gz"):
+                yield from gzip.GzipFile(fileobj=stream)
+            elif name.endswith(".zst"):
+                yield from _zstd_lines(stream)
+            else:
+                yield from stream
+    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+        raise SbpError(_unreadable(file, error)) from error
+
+
+def _unreadable(file: epath.Path, error: Exception) -> str:
+    return f"{file} cannot be read to its end ({error}); check its permissions, or copy or download it again"
+
+
+def _zstd_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    # zstandard's own stream reader takes the end of a truncated file for its proper end, so frames are followed here.
+    frame = None
+    rest = b""
+    while block := stream.read(BLOCK):
+        while block:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            *lines, rest = (rest + frame.decompress(block)).split(b"\n")
+            yield from lines
+            block = frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise EOFError("the last zstd frame has no end")
+    if rest:
+        yield rest
+
+
+def _from_json(line: bytes, file: epath.Path, number: int, corpus: Corpus) -> Document | Skipped:
+    try:
+        source = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        return Skipped(str(file), number, "invalid_utf8", str(error))
+    try:
+        record = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        return Skipped(str(file), number, "not_json", str(error))
+    if not isinstance(record, dict):
+        return Skipped(str(file), number, "not_an_object", f"a JSON {type(record).__name__}")
+    if corpus.text_field not in record:
+        return Skipped(str(file), number, "no_text_field", f"fields: {', '.join(map(repr, record)) or 'none'}")
+    identity = record.get(corpus.id_field) if corpus.id_field is not None else None
+    return _document(record[corpus.text_field], identity, file, number)
+
+
+def _document(text: Any, identity: Any, file: epath.Path, number: int) -> Document | Skipped:
+    if not isinstance(text, str):
+        return Skipped(str(file), number, "text_not_a_string", f"a {type(text).__name__}")
+    if not text.strip():
+        return Skipped(str(file), number, "empty")
+    name = "" if identity is None else str(identity)
+    try:  # JSON escapes can spell half of a surrogate pair, which no UTF-8 can hold
+        text.encode()
+        name.encode()
+    except UnicodeEncodeError as error:
+        return Skipped(str(file), number, "invalid_utf8", str(error).encode("ascii", "backslashreplace").decode())
+    return Document(name or content_id(text), text, number)
+
+
+def _parquet(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
+    with file.open("rb") as stream:
+        try:
+            table = pq.ParquetFile(stream)
+            names = table.schema_arrow.names
+            if corpus.text_field not in names:
+                there = ", ".join(names)
+                raise SbpError(f"{file} has no column {corpus.text_field!r}; set corpus.text_field to one of: {there}")
+            columns = [corpus.text_field]
+            if corpus.id_field is not None and corpus.id_field in names:
+                columns.append(corpus.id_field)
+            number = 0
+            for batch in table.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
+                texts, identities = _values(batch.column(columns[0])), _values(batch.column(columns[-1]))
+                for text, identity in zip(texts, identities, strict=True):
+                    number += 1
+                    try:
+                        text = text.decode() if isinstance(text, bytes) else text
+                        identity = identity.decode() if isinstance(identity, bytes) else identity
+                    except UnicodeDecodeError as error:
+                        yield Skipped(str(file), number, "invalid_utf8", str(error))
+                        continue
+                    yield _document(text, identity if len(columns) > 1 else None, file, number)
+        except (pa.ArrowException, OSError) as error:
+            raise SbpError(_unreadable(file, error)) from error
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """Python values of a column, strings as bytes: Arrow does not check that they are UTF-8."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()
+
+
+def _plain_text(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
+    """A whole file as one document; its id is its path below the folder that all of `corpus.paths` share."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield Skipped(str(file), 1, "invalid_utf8", str(error))
+        return
+    except OSError as error:
+        raise SbpError(_unreadable(file, error)) from error
+    roots = [_root(name).parts for name in corpus.paths]
+    shared = os.path.commonprefix([file.parent.parts, *roots])
+    identity = None if corpus.id_field is None else "/".join(file.parts[len(shared) :])
+    yield _document(text, identity, file, 1)

@@ -1,0 +1,72 @@
+"""Checkpoints of the training state and the data position, written by Orbax in the background.
+
+The only module that knows Orbax. Kept are the latest checkpoint, to resume from, and the one with the least
+validation loss, which the base model and the synthesizer are taken from.
+"""
+
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from sbp_jax.errors import SbpError
+from sbp_jax.training.step import State
+
+VALIDATION = "validation"
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder."""
+
+    def __init__(self, folder: epath.Path):
+        self.folder = folder
+        keep = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(1),
+                checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[VALIDATION], reverse=True, n=1),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics[VALIDATION], best_mode="min", preservation_policy=keep, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def save(self, step: int, state: State, position: dict[str, Any], validation: float) -> None:
+        """Saves after `step` steps; returns before the files are written."""
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+        self._manager.save(step, args=arguments, metrics={VALIDATION: validation})
+
+    @property
+    def latest(self) -> int | None:
+        """Steps done at the latest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def best(self) -> tuple[int, float]:
+        """Step and validation loss of the best checkpoint, the earlier one of equals."""
+        self._manager.wait_until_finished()
+        steps = sorted(self._manager.all_steps())
+        losses = {step: self._manager.metrics(step)[VALIDATION] for step in steps}
+        best = min(steps, key=lambda step: losses[step])
+        return best, losses[best]
+
+    def restore(self, step: int, target: State) -> tuple[State, dict[str, Any]]:
+        """The state and data position after `step` steps, placed as `target` (abstract) says.
+
+        Raises:
+          SbpError: the checkpoint holds arrays of other shapes.
+        """
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(step, args=arguments)
+        except ValueError as error:
+            raise SbpError(
+                f"the checkpoint in {self.folder / str(step)} does not have the shapes of the config's model;"
+                f" delete {self.folder} to start this run over ({str(error).splitlines()[0]})"
+            ) from error
+        return restored["state"], restored["position"]
+
+    def close(self) -> None:
+        """Waits until everything saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,77 @@
+"""Shingles: what counts as a copy of a text."""
+
+import re
+
+import numpy as np
+import pytest
+
+from sbp_jax.text.near_duplicates import CopyIndex
+from sbp_jax.text.shingles import containment, jaccard, shingles
+
+
+def random_texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of few distinct words, many with a passage of an earlier text or a shared licence in them."""
+    rng = np.random.default_rng(seed)
+    licence = " ".join(f"licence{i}" for i in range(30))
+    texts: list[str] = []
+    for _ in range(count):
+        words = [f"w{i}" for i in rng.integers(0, 40, rng.integers(0, 60))]
+        if texts and rng.random() < 0.5:
+            other = texts[rng.integers(len(texts))].split()
+            start = int(rng.integers(0, max(1, len(other))))
+            words += other[start : start + int(rng.integers(5, 50))]
+        texts.append(" ".join(words) + (f" {licence}" if rng.random() < 0.5 else ""))
+    return texts
+
+
+def grams(text: str, length: int) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    length = min(length, len(words))
+    return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)} if words else set()
+
+
+@pytest.mark.parametrize("length", [1, 3, 13])
+def test_hashed_shingles_measure_what_sets_of_word_tuples_measure(length):
+    """A rolling hash that ignores word order, or drops the last n-gram, gives other overlaps."""
+    texts = [*random_texts(30), "", "one two three", "three two one", "One, TWO; three!", "a b a b a b"]
+    hashed, exact = [shingles(text, length) for text in texts], [grams(text, length) for text in texts]
+    for a, exact_a in zip(hashed, exact, strict=True):
+        assert len(a) == len(exact_a)
+        assert np.all(a[1:] > a[:-1])
+        for b, exact_b in zip(hashed, exact, strict=True):
+            shared = len(exact_a & exact_b)
+            assert containment(a, b) == (shared / min(len(a), len(b)) if len(a) and len(b) else 0)
+            assert jaccard(a, b) == (shared / len(exact_a | exact_b) if exact_a | exact_b else 0)
+
+
+def test_a_text_of_fewer_words_is_one_shingle():
+    assert len(shingles("only four words here")) == 1
+    assert np.array_equal(shingles("Only four\nwords, here."), shingles("only four words here"))
+    assert shingles("… !").dtype == np.uint64 and len(shingles("… !")) == 0
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.8, 1.0, 1e-9])
+def test_the_index_finds_what_comparing_all_pairs_finds(threshold):
+    """A candidate filter that is too tight loses copies, silently."""
+    texts = [shingles(text, 5) for text in random_texts(120)]
+    queries = [shingles(text, 5) for text in random_texts(160)[100:]] + [shingles("", 5)]
+    index = CopyIndex(enumerate(texts), threshold)
+    removed = {3, 50, 51}
+    for gone in (set(), removed):
+        index.remove(gone)
+        for query in queries:
+            expected = [i for i, text in enumerate(texts) if i not in gone and containment(text, query) >= threshold]
+            assert index.copies(query) == expected
+
+
+def test_a_shared_licence_makes_no_candidates(monkeypatch):
+    """Verifying every pair that shares boilerplate is quadratic in the corpus."""
+    licence = " ".join(f"licence{i}" for i in range(40))
+    texts = [shingles(" ".join(f"own{n}x{i}" for i in range(80)) + " " + licence) for n in range(50)]
+    index = CopyIndex(enumerate(texts[1:]), 0.5)
+    compared = []
+    monkeypatch.setattr(
+        "sbp_jax.text.near_duplicates.containment", lambda a, b: compared.append(1) or containment(a, b)
+    )
+    assert index.copies(texts[0]) == []
+    assert not compared
