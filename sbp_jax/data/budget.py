@@ -4,7 +4,7 @@ from sbp_jax.artifacts import Artifact
 
 
 def training_tokens(tokens: int | None, oracle: Artifact) -> int:
-    """Loss-bearing target positions of the base model and of every arm: `training.tokens`, or one pass over the oracle set.
+    """Loss-bearing targets of the base model and of every arm: `training.tokens`, or one pass over the oracle set.
 
     Args:
       tokens: `training.tokens`.

@@ -103,7 +103,10 @@ class Engine:
         """
         vocabulary = parameters["embedding"].shape[0]
         if vocabulary < tokenizer.vocab_size:
-            raise SbpError(f"{name} has {vocabulary} embeddings and the tokenizer {tokenizer.vocab_size} tokens; use the tokenizer of the model")
+            raise SbpError(
+                f"{name} has {vocabulary} embeddings and the tokenizer {tokenizer.vocab_size} tokens;"
+                " use the tokenizer of the model"
+            )
         self.mesh, self.slots, self.name = mesh, slots, name
         self.end_of_document = tokenizer.end_of_document
         self.group = max(1, slots // 8)
@@ -164,9 +167,9 @@ class Engine:
         slots_G[: len(slots)] = slots
         for row, request in enumerate(group):
             tokens_GP[row, : len(request.prompt) - 1] = request.prompt[:-1]
-        longest = max(len(request.prompt) - 1 for request in group)
+        chunks = np.int32(-(-max(len(request.prompt) - 1 for request in group) // self.block))
         with activations(self.mesh):
-            self._cache = self._prefill(self._parameters, self._cache, tokens_GP, slots_G, np.int32(-(-longest // self.block)))
+            self._cache = self._prefill(self._parameters, self._cache, tokens_GP, slots_G, chunks)
 
     def _advance(self, state: "_SlotState", busy: dict[int, _Slot]) -> list[int]:
         """Generates in all slots; returns those that finished."""
@@ -180,8 +183,8 @@ class Engine:
             if not finite_B[slot]:
                 request = entry.request
                 raise SbpError(
-                    f"{self.name} gives logits that are no finite numbers for seed document {request.ordinal}, sample {request.sample};"
-                    " its training diverged: lower tuning.peak_lr, or use another checkpoint"
+                    f"{self.name} gives logits that are no finite numbers for seed document {request.ordinal},"
+                    f" sample {request.sample}; its training diverged: lower tuning.peak_lr, or use another checkpoint"
                 )
             count = int(counts_B[slot])
             entry.pieces.append(tokens_BT[slot, :count].copy())
@@ -197,7 +200,7 @@ class Engine:
 
 
 class _SlotState:
-    """What `_decode` is told of each slot: its last token, tokens before that one, tokens to go, counters of its key."""
+    """What `_decode` is told of each slot: last token, tokens before it, tokens to go, counters of its key."""
 
     def __init__(self, slots: int):
         self.tokens = np.zeros(slots, np.int32)
@@ -213,7 +216,7 @@ class _SlotState:
 
 
 def block_length(context: int) -> int:
-    """Positions a block of the cache, and of a prompt that is read at a time: 64, or more where there would be over 16."""
+    """Positions a block of the cache, and of a prompt read at a time: 64, or more to have at most 16 blocks."""
     return 64 * max(1, -(-context // (16 * 64)))
 
 
@@ -248,7 +251,8 @@ def _prefill(
         lengths_G = jnp.broadcast_to(chunk * block, (rows,))
         fresh = empty_cache(model.config, rows, 1, block)
         _, fresh = model.extend(tokens_GC, positions_GC, past, lengths_G, chunk, fresh, 0)
-        return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, chunk, axis=1), past, fresh)
+        store = partial(jax.lax.dynamic_update_slice_in_dim, start_index=chunk, axis=1)
+        return jax.tree.map(store, past, fresh)
 
     prompts = jax.lax.fori_loop(0, chunks, read, empty_cache(model.config, rows, blocks, block))
     return jax.tree.map(lambda whole, part: whole.at[:, :, slots_G].set(part, mode="drop"), cache, prompts)
@@ -306,11 +310,13 @@ def _decode(
 
 
 def _settle(cache: Cache, recent: Cache, positions_B: Int[Array, "B"]) -> Cache:
-    """Moves the tokens of `recent` to their places in the cache; what stands beyond a row's end is overwritten later."""
+    """Moves `recent` to its places in the cache; what stands beyond a row's end is overwritten later."""
     block, steps = cache.keys.shape[-1], recent.keys.shape[-1]
     places_BT = positions_B[:, None] + jnp.arange(steps)
     rows_B1 = jnp.arange(len(positions_B))[:, None]
     where = (slice(None), places_BT // block, rows_B1, slice(None))
-    keys = cache.keys.at[(*where, slice(None), places_BT % block)].set(recent.keys[:, 0].transpose(1, 4, 0, 2, 3), mode="drop")
-    values = cache.values.at[(*where, places_BT % block)].set(recent.values[:, 0].transpose(1, 3, 0, 2, 4), mode="drop")
-    return Cache(keys, values)
+    keys_BTLKH, values_BTLKH = recent.keys[:, 0].transpose(1, 4, 0, 2, 3), recent.values[:, 0].transpose(1, 3, 0, 2, 4)
+    return Cache(
+        cache.keys.at[(*where, slice(None), places_BT % block)].set(keys_BTLKH, mode="drop"),
+        cache.values.at[(*where, places_BT % block)].set(values_BTLKH, mode="drop"),
+    )

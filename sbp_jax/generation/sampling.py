@@ -70,7 +70,7 @@ def _nucleus(weights_BV: Array, keys_B: Array, top_p: float, done_B: Array) -> A
     def refused(state: tuple[Array, ...]) -> Array:
         return ~jnp.all(state[2])
 
-    def attempt(state: tuple[Array, ...]) -> tuple[Array, ...]:
+    def attempt(state: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
         number, tokens_B, done_B, bounds_B = state
         drawn_B = _draw(jnp.where(weights_BV > bounds_B[:, None], weights_BV, 0.0), keys_B, number)
         drawn_weights_B = jnp.take_along_axis(weights_BV, drawn_B[:, None], axis=-1)[:, 0]

@@ -48,7 +48,8 @@ def empty_cache(config: Model, rows: int, blocks: int, length: int) -> Cache:
     """A cache of zeros: `blocks` blocks of `length` positions for each row."""
     shape = (config.layers, blocks, rows, config.kv_heads)
     return Cache(
-        jnp.zeros((*shape, config.head_dim, length), config.dtype), jnp.zeros((*shape, length, config.head_dim), config.dtype)
+        jnp.zeros((*shape, config.head_dim, length), config.dtype),
+        jnp.zeros((*shape, length, config.head_dim), config.dtype),
     )
 
 
@@ -79,7 +80,9 @@ class Decoder(nnx.Module):
         self.embedding = _weight(rngs, ("vocabulary", "embed"), (rows, config.width))
         self.layers = Layers(config, rngs)
         self.final_norm = _scale(("embed",), (config.width,))
-        self.unembedding = None if config.tied_embeddings else _weight(rngs, ("vocabulary", "embed"), (rows, config.width))
+        self.unembedding = (
+            None if config.tied_embeddings else _weight(rngs, ("vocabulary", "embed"), (rows, config.width))
+        )
 
     def __call__(
         self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
@@ -132,10 +135,9 @@ class Decoder(nnx.Module):
             x_BTD, recent = carry
             layer, number = scanned
             query_BTNH, key_BTKH, value_BTKH = _project(self.config, layer, x_BTD, positions_BT)
-            start = (number, 0, 0, 0, 0, index)
-            keys = jax.lax.dynamic_update_slice(recent.keys, key_BTKH.transpose(0, 2, 3, 1)[None, None], start)
-            start = (number, 0, 0, 0, index, 0)
-            values = jax.lax.dynamic_update_slice(recent.values, value_BTKH.transpose(0, 2, 1, 3)[None, None], start)
+            key_BKHT, value_BKTH = key_BTKH.transpose(0, 2, 3, 1), value_BTKH.transpose(0, 2, 1, 3)
+            keys = jax.lax.dynamic_update_slice(recent.keys, key_BKHT[None, None], (number, 0, 0, 0, 0, index))
+            values = jax.lax.dynamic_update_slice(recent.values, value_BKTH[None, None], (number, 0, 0, 0, index, 0))
 
             def look(z: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
                 mask_BC = z * block + jnp.arange(block) < lengths_B[:, None]
@@ -175,7 +177,11 @@ def _project(config: Model, layer: Any, x_BTD: Array, positions_BT: Array) -> tu
     value_BTKH = jnp.einsum("btd,dkh->btkh", normed_BTD, layer.value[...].astype(dtype))
     query_BTNH = _rms_norm(query_BTNH, layer.query_norm[...], config.norm_epsilon)
     key_BTKH = _rms_norm(key_BTKH, layer.key_norm[...], config.norm_epsilon)
-    return _rotate(query_BTNH, positions_BT, config.rope_base), _rotate(key_BTKH, positions_BT, config.rope_base), value_BTKH
+    return (
+        _rotate(query_BTNH, positions_BT, config.rope_base),
+        _rotate(key_BTKH, positions_BT, config.rope_base),
+        value_BTKH,
+    )
 
 
 def _attend(query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, mask_BTS: Bool[Array, "B T S"]) -> Array:
@@ -193,11 +199,19 @@ def _by_group(query_BTNH: Array, kv_heads: int) -> Array:
 
 def _attention_start(query_BKGTH: Array) -> tuple[Array, Array, Array]:
     shape = query_BKGTH.shape[:-1]
-    return jnp.full(shape, _MASKED, jnp.float32), jnp.zeros(shape, jnp.float32), jnp.zeros(query_BKGTH.shape, jnp.float32)
+    return (
+        jnp.full(shape, _MASKED, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros(query_BKGTH.shape, jnp.float32),
+    )
 
 
 def _absorb(
-    state: tuple[Array, Array, Array], query_BKGTH: Array, key_BKHC: Array, value_BKCH: Array, mask: Bool[Array, "*B T C"]
+    state: tuple[Array, Array, Array],
+    query_BKGTH: Array,
+    key_BKHC: Array,
+    value_BKCH: Array,
+    mask: Bool[Array, "*B T C"],
 ) -> tuple[Array, Array, Array]:
     """Attention to one more block (Milakov and Gimelshein 2018): greatest score, sum and weighted values so far.
 
@@ -211,7 +225,9 @@ def _absorb(
     new_greatest = jnp.maximum(greatest, jnp.max(scores, axis=-1))
     weights = jnp.exp(scores - new_greatest[..., None])
     scale = jnp.exp(greatest - new_greatest)
-    added = jnp.einsum("bkgtc,bkch->bkgth", weights.astype(value_BKCH.dtype), value_BKCH, preferred_element_type=jnp.float32)
+    added = jnp.einsum(
+        "bkgtc,bkch->bkgth", weights.astype(value_BKCH.dtype), value_BKCH, preferred_element_type=jnp.float32
+    )
     return new_greatest, sums * scale + jnp.sum(weights, axis=-1), attended * scale[..., None] + added
 
 

@@ -26,7 +26,13 @@ REMEDIES = {
 
 
 def run(
-    output: Output, *, synthesized: Artifact, documents: Artifact, splits: Artifact, filters: Filters, execution: Execution
+    output: Output,
+    *,
+    synthesized: Artifact,
+    documents: Artifact,
+    splits: Artifact,
+    filters: Filters,
+    execution: Execution,
 ) -> Artifact:
     """Writes accepted documents to part-*, with new dense ordinals, and the others to rejected-*, with their verdict.
 
@@ -44,7 +50,8 @@ def run(
             accepted = scored.filter(verdict == "accepted")
             first = verdicts["accepted"]
             ordinals = pa.array(range(first, first + accepted.num_rows), pa.int64())
-            rejected = scored.append_column("verdict", pa.array(verdict.tolist(), pa.string())).filter(verdict != "accepted")
+            scored = scored.append_column("verdict", pa.array(verdict.tolist(), pa.string()))
+            rejected = scored.filter(verdict != "accepted")
             accepted = accepted.set_column(accepted.schema.get_field_index("ordinal"), "ordinal", ordinals)
 
             def write_accepted(writing: Writing, table: pa.Table = accepted) -> None:
@@ -115,7 +122,8 @@ def _judge(table: pa.Table, index: np.ndarray, seen: set[int], filters: Filters)
 
 def _nothing_accepted(label: str, verdicts: Counter[str]) -> str:
     if not verdicts:
-        return f"{label}: there are no synthetic documents to filter; raise the arms' synthetic_share or training.tokens"
+        return f"{label}: there are no synthetic documents; raise the arms' synthetic_share or training.tokens"
     counts = ", ".join(f"{reason} {count:,}" for reason, count in verdicts.most_common() if count)
     remedy = REMEDIES[verdicts.most_common(1)[0][0]]
-    return f"{label}: all {sum(verdicts.values()):,} synthetic documents were rejected ({counts}); {remedy}, or train the synthesizer longer"
+    rejected = f"{label}: all {sum(verdicts.values()):,} synthetic documents were rejected ({counts})"
+    return f"{rejected}; {remedy}, or train the synthesizer longer"

@@ -78,8 +78,8 @@ def run(
     seeds, too_long = _seeds(splits, records, context)
     if len(seeds) == 0:
         raise SbpError(
-            f"{output.label}: none of the {too_long:,} capped documents leaves room for {LEAST_ROOM} new tokens in a context of"
-            f" {context}; raise tuning.context"
+            f"{output.label}: none of the {too_long:,} capped documents leaves room for {LEAST_ROOM} new tokens"
+            f" in a context of {context}; raise tuning.context"
         )
     mean_length = capped.stats["targets"] / capped.stats["documents"]
     total = math.ceil(share * token_budget(training_tokens, oracle) * synthesis.oversample / mean_length)
@@ -128,7 +128,13 @@ def _seeds(splits: Artifact, records: Sequence[bytes], context: int) -> tuple[np
 
 
 def _engine(
-    model: Artifact, decoder: Model, tokenizer: TextTokenizer, synthesis: Synthesis, context: int, mesh: Mesh, execution: Execution
+    model: Artifact,
+    decoder: Model,
+    tokenizer: TextTokenizer,
+    synthesis: Synthesis,
+    context: int,
+    mesh: Mesh,
+    execution: Execution,
 ) -> Engine:
     weights = model.file("best/model.safetensors")
     parameters = huggingface.read(weights, decoder)

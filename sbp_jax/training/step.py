@@ -98,7 +98,7 @@ def train_step(
         gradients, nats = jax.grad(mean_loss, has_aux=True)(state.parameters)
         updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        norms = optax.global_norm(gradients), optax.global_norm(parameters)
+        norms = optax.tree.norm(gradients), optax.tree.norm(parameters)
         return State(state.step + 1, parameters, moments), StepMetrics(nats, targets, *norms, jnp.asarray(rate(state.step)))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, vocabulary, optimization, steps, mesh))

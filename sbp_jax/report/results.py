@@ -1,0 +1,135 @@
+"""What a report is made from: the artifacts of one experiment, and how to read them."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sbp_jax.artifacts import Artifact, parquet
+from sbp_jax.config import Experiment
+from sbp_jax.model.huggingface import CONFIG
+from sbp_jax.training.export import FINAL, LEDGER
+from sbp_jax.training.loop import METRICS
+from sbp_jax.training.metrics import read_metrics
+
+
+@dataclass(frozen=True)
+class Results:
+    """The artifacts of one experiment.
+
+    Attributes:
+      trained, scored: by name of the arm, then by seed.
+      synthesized, synthetic: None where no arm reads synthetic text.
+    """
+
+    experiment: Experiment
+    documents: Artifact
+    splits: Artifact
+    neighbors: Artifact
+    pairs: Artifact
+    synthesizer: Artifact
+    synthesized: Artifact | None
+    synthetic: Artifact | None
+    trained: Mapping[str, Mapping[int, Artifact]]
+    scored: Mapping[str, Mapping[int, Artifact]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of one run, in nats per token, against the training tokens seen until then.
+
+    Attributes:
+      training: loss on each step's batch, before the step.
+      validation: loss after the steps that end at `validated` tokens.
+    """
+
+    tokens: np.ndarray
+    training: np.ndarray
+    validated: np.ndarray
+    validation: np.ndarray
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """Nats of each test document under one arm (the mean over its seeds), and its number of targets."""
+
+    ordinals: np.ndarray
+    nats: np.ndarray
+    targets: np.ndarray
+
+
+def ledger(trained: Artifact) -> dict[str, dict[str, Any]]:
+    """Planned and seen tokens, rows and epochs of a finished run, by stream."""
+    return json.loads(trained.file(LEDGER).read_text())
+
+
+def vocabulary(trained: Artifact) -> int:
+    """Rows of a finished model's embedding table: the tokenizer's entries, rounded up."""
+    return json.loads(trained.file(f"{FINAL}/{CONFIG}").read_text())["vocab_size"]
+
+
+def curve(trained: Artifact) -> Curve:
+    """The losses of a finished run."""
+    lines = read_metrics(trained.file(METRICS))
+    tokens = np.cumsum([line["targets"] for line in lines])
+    validated = [place for place, line in enumerate(lines) if "validation" in line]
+    training = np.array([line["loss"] for line in lines])
+    return Curve(tokens, training, tokens[validated], np.array([lines[place]["validation"] for place in validated]))
+
+
+def document_losses(scored: Iterable[Artifact]) -> DocumentLosses:
+    """The losses of one arm's runs on the same test documents.
+
+    Raises:
+      ValueError: the runs were scored on different documents, which is a fault of the program.
+    """
+    tables = [parquet.read(artifact).sort_by("ordinal") for artifact in scored]
+    if any(not table["ordinal"].equals(tables[0]["ordinal"]) for table in tables):
+        raise ValueError("the seeds of an arm were scored on different documents")
+    nats = np.mean([table["nats"].to_numpy() for table in tables], axis=0)
+    return DocumentLosses(tables[0]["ordinal"].to_numpy(), nats, tables[0]["targets"].to_numpy().astype(np.float64))
+
+
+def rows_at(artifact: Artifact, ordinals: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows with these dense ordinals, in the order asked; only the shards that hold them are read."""
+    found: dict[int, dict[str, Any]] = {}
+    for first, count, name in _shards(artifact):
+        wanted = sorted({ordinal - first for ordinal in ordinals if first <= ordinal < first + count})
+        if wanted:
+            rows = _table(artifact, name).take(wanted).to_pylist()
+            found |= {first + place: row for place, row in zip(wanted, rows, strict=True)}
+    return [found[ordinal] for ordinal in ordinals]
+
+
+def sample_texts(
+    documents: Artifact, splits: Artifact, split: str, shards: int = 8, per_shard: int = 64
+) -> Iterator[str]:
+    """Texts of one split, spread evenly over a few shards and within each: a small sample without randomness."""
+    ranges = _shards(documents)
+    chosen = sorted({int(place) for place in np.linspace(0, len(ranges) - 1, shards)})
+    names = parquet.read(splits, ["split"])["split"].to_numpy()
+    for shard in chosen:
+        first, count, name = ranges[shard]
+        members = np.flatnonzero(names[first : first + count] == split)
+        places = np.unique(np.linspace(0, len(members) - 1, per_shard).astype(int))
+        if len(members):
+            yield from _table(documents, name, ["text"]).take(members[places])["text"].to_pylist()
+
+
+def _shards(artifact: Artifact) -> list[tuple[int, int, str]]:
+    """First ordinal, number of rows and name of each shard."""
+    shards, first = [], 0
+    for file in artifact.files:
+        if file.name.startswith("part-") and file.name.endswith(".parquet"):
+            shards.append((first, file.rows, file.name))
+            first += file.rows
+    return shards
+
+
+def _table(artifact: Artifact, name: str, columns: list[str] | None = None) -> pa.Table:
+    with artifact.file(name).open("rb") as stream:
+        return pq.read_table(stream, columns=columns)

@@ -1,0 +1,89 @@
+"""Approximate nearest neighbours by inner product with ScaNN: tree, asymmetric hashing, reordering, SOAR.
+
+Sources: Guo et al. 2020 (anisotropic quantization), Sun et al. 2023 (SOAR).
+Legend: N vectors, Q queries, D width, K results.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sbp_jax.config import Neighbors
+from sbp_jax.search.ranking import MISSING, finish
+
+SMALLEST = 512  # with fewer vectors exact search is as fast, and hashing has too little to learn from
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the index and the search, derived or given."""
+
+    top_k: int
+    leaves: int
+    leaves_to_search: int
+    reorder: int
+    dimensions_per_block: int = 2
+    anisotropic_threshold: float = 0.2
+    soar_lambda: float = 1.5
+    training_sample: int = 100_000
+    smallest_leaf: int = 10
+
+
+def settings(n: int, neighbors: Neighbors) -> Settings:
+    """Derives what `neighbors` leaves open from the number of vectors."""
+    top_k = min(neighbors.top_k, n - 1)
+    leaves = min(neighbors.leaves or round(math.sqrt(n)), n)
+    leaves_to_search = neighbors.leaves_to_search or max(math.ceil(leaves / 10), 30)
+    reorder = max(neighbors.reorder or 4 * top_k, top_k + 1)  # the query itself takes one of the places
+    return Settings(top_k, leaves, min(leaves_to_search, leaves), min(reorder, n))
+
+
+def unavailable() -> str | None:
+    """Why ScaNN cannot be used here, or None; it has wheels for Linux alone."""
+    try:
+        import scann  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def build(vectors_ND: np.ndarray, chosen: Settings) -> Any:
+    """Builds the index of float32 [N, D] vectors; the same one each time, random initial centres would differ."""
+    from scann import scann_ops_pybind
+
+    builder = scann_ops_pybind.builder(vectors_ND, chosen.top_k + 1, "dot_product")
+    builder = builder.tree(
+        num_leaves=chosen.leaves,
+        num_leaves_to_search=chosen.leaves_to_search,
+        training_sample_size=min(chosen.training_sample, len(vectors_ND)),
+        min_partition_size=chosen.smallest_leaf,
+        random_init=False,
+        soar_lambda=chosen.soar_lambda,
+    )
+    builder = builder.score_ah(
+        chosen.dimensions_per_block, anisotropic_quantization_threshold=chosen.anisotropic_threshold
+    )
+    return builder.reorder(chosen.reorder).build()
+
+
+def search(index: Any, vectors_ND: np.ndarray, queries: np.ndarray, chosen: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest other vectors of some of the vectors.
+
+    Args:
+      index: from `build`.
+      vectors_ND: float32 [N, D], the vectors it was built from.
+      queries: int [Q], which of them ask.
+      chosen: as given to `build`.
+
+    Returns:
+      Indices, int64 [Q, top_k], and inner products, float32 [Q, top_k], as from `exact.search`; index -1 where the
+      leaves that were searched hold too few.
+    """
+    indices_QK, similarities_QK = index.search_batched_parallel(
+        vectors_ND[queries], chosen.top_k + 1, chosen.reorder, chosen.leaves_to_search
+    )
+    # ScaNN fills up a short result with index 0 and a similarity that is not a number.
+    indices_QK = np.where(np.isnan(similarities_QK), MISSING, indices_QK.astype(np.int64))
+    return finish(indices_QK, similarities_QK, queries, chosen.top_k)

@@ -1,0 +1,57 @@
+"""Stage `embed`: the documents of the capped set become unit vectors."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sbp_jax.artifacts import Artifact, Output, parquet
+from sbp_jax.artifacts.artifact import Writing
+from sbp_jax.config import Embedding, Execution
+from sbp_jax.model.encoder import load
+from sbp_jax.parallel.mesh import build_mesh
+from sbp_jax.progress import progress
+
+VERSION = 1
+DOCUMENTS_PER_SHARD = 512
+
+
+def run(
+    output: Output, *, documents: Artifact, splits: Artifact, embedding: Embedding, execution: Execution
+) -> Artifact:
+    """Writes `ordinal` and `embedding` of each capped document, in the order of ordinals."""
+    encoder = load(embedding.model, build_mesh(execution.mesh))
+    total = sum(_capped(table).num_rows for table in parquet.tables(splits, ["ordinal", "split"]))
+    with progress(output.label, total, "documents") as counter:
+        for index, table in enumerate(_shards(documents, splits)):
+            if output.has(f"part-{index:05d}.parquet"):
+                counter.skip(table.num_rows)
+
+            def write(writing: Writing, table: pa.Table = table) -> None:
+                texts = table["text"].to_pylist()
+                vectors = encoder.embed(texts, embedding.max_tokens, execution.embed_batch, counter.advance)
+                column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), encoder.width)
+                parquet.write(writing, pa.table({"ordinal": table["ordinal"], "embedding": column}))
+                writing.stats = {"documents": len(texts)}
+
+            output.shard(index, ".parquet", write)
+    return output.finish({"model": embedding.model, "width": encoder.width})
+
+
+def _capped(table: pa.Table) -> pa.Table:
+    return table.filter(pc.equal(table["split"], "capped"))
+
+
+def _shards(documents: Artifact, splits: Artifact) -> Iterator[pa.Table]:
+    """The capped documents, as many a shard; holds two shards of the documents at most."""
+    chosen = np.concatenate([_capped(table)["ordinal"].to_numpy() for table in parquet.tables(splits)])
+    waiting: pa.Table | None = None
+    for table in parquet.tables(documents, ["ordinal", "text"]):
+        table = table.filter(pa.array(np.isin(table["ordinal"].to_numpy(), chosen)))
+        waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        while waiting.num_rows >= DOCUMENTS_PER_SHARD:
+            yield waiting.slice(0, DOCUMENTS_PER_SHARD)
+            waiting = waiting.slice(DOCUMENTS_PER_SHARD)
+    if waiting is not None and waiting.num_rows:
+        yield waiting
