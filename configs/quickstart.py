@@ -28,9 +28,9 @@ def get_config() -> Experiment:
             Arm("oracle", real="oracle"),
         ),
         note=(
-            "This scale is far below what could show the paper's effect: about a million parameters, a capped set of some"
-            " 2,300 short documents and an oracle ratio of 4 instead of 20. The numbers show that the pipeline works"
-            " end to end, not what synthetic bootstrapped pretraining is worth."
+            "This scale is far below what could show the paper's effect: a million parameters, a capped set of a"
+            " thousand short documents, an oracle ratio of 3 instead of 20. The numbers show that the pipeline works end"
+            " to end, not what synthetic bootstrapped pretraining is worth."
         ),
     )
 

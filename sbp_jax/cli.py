@@ -70,7 +70,10 @@ def _report(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> None:
     rows = _pipeline(options).status()
     if options.json:
-        records = [{"name": row.name, "state": row.state, "rows": row.rows, "seconds": row.seconds, "path": str(row.path)} for row in rows]
+        records = [
+            {"name": row.name, "state": row.state, "rows": row.rows, "seconds": row.seconds, "path": str(row.path)}
+            for row in rows
+        ]
         print(json.dumps(records, indent=1))
         return
     width = max(len(row.name) for row in rows)
@@ -133,12 +136,22 @@ def _pipeline(options: argparse.Namespace) -> "Pipeline":
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("config", help="a config file, such as configs/quickstart.py")
-    shared.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="replace a field, such as training.peak_lr=3e-3; may be repeated")
-    shared.add_argument("--tiny", action="store_true", help="the config's tiny variant: the same pipeline in about a minute on a CPU")
+    shared.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="replace a field, such as training.peak_lr=3e-3; may be repeated",
+    )
+    shared.add_argument(
+        "--tiny", action="store_true", help="the config's tiny variant: the same pipeline in about a minute on a CPU"
+    )
     shared.add_argument("--workdir", help="folder for artifacts (default: runs/NAME)")
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    parser = argparse.ArgumentParser(prog="sbp", description="Synthetic bootstrapped pretraining, from documents to a report.")
+    parser = argparse.ArgumentParser(
+        prog="sbp", description="Synthetic bootstrapped pretraining, from documents to a report."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, text: str, function: Any) -> argparse.ArgumentParser:
@@ -151,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--until", metavar="STAGE", help="stop after this stage or stage instance")
     group.add_argument("--only", metavar="STAGE", help="run this stage or stage instance alone")
     add("status", "show what is done, partial and missing", _status).add_argument("--json", action="store_true")
-    add("config", "print the resolved experiment and the numbers that follow from it", _config).add_argument("--json", action="store_true")
+    add("config", "print the resolved experiment and the numbers that follow from it", _config).add_argument(
+        "--json", action="store_true"
+    )
     add("report", "print the results and the path of the report", _report).add_argument("--json", action="store_true")
     clean = add("clean", "remove artifacts that no experiment of the work folder uses", _clean)
     clean.add_argument("--yes", action="store_true", help="do not ask")
@@ -180,7 +195,9 @@ def _message(error: Exception) -> str:
         return str(error)
     if _disk_full(error):
         where = getattr(error, "filename", None)
-        return f"the disk is full{f' at {where}' if where else ''}; make room and run the same command again: what was finished is kept ({str(error).splitlines()[0]})"
+        at = f" at {where}" if where else ""
+        first = str(error).splitlines()[0]
+        return f"the disk is full{at}; make room and run again: what was finished is kept ({first})"
     return f"{type(error).__name__}: {error} (a fault of the program; --debug shows where)"
 
 

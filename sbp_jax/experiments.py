@@ -6,12 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbp_jax.config import Corpus, Experiment, Training
+from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Experiment, Training
 from sbp_jax.errors import SbpError
 from sbp_jax.overrides import override
-
-BASE_ARM = "repetition"  # its run is the base model; gap closed is measured from it
-ORACLE_ARM = "oracle"
 
 
 def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = False) -> Experiment:
@@ -42,7 +39,7 @@ def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = 
 
 def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
     """The same experiment at a size that a CPU runs in about a minute, on a small corpus."""
-    small_steps = {"context": 96, "batch_rows": 8, "evaluate_every": 10, "peak_lr": 3e-3, "final_lr": 3e-5}
+    small_steps: dict[str, Any] = {"context": 96, "batch_rows": 8, "evaluate_every": 10, "peak_lr": 3e-3}
     return replace(
         experiment,
         name=f"{experiment.name}-tiny",
@@ -102,8 +99,14 @@ def check(experiment: Experiment) -> None:
         positive[f"model.{name}"] = getattr(model, name)
     for name, value in positive.items():
         _demand(value > 0, f"{name} is {value:g}; it must be above 0")
-    _demand(splits.capped <= splits.oracle, f"splits.capped ({splits.capped:g}) is above splits.oracle ({splits.oracle:g}); the capped set lies inside the oracle set")
-    _demand(model.heads % model.kv_heads == 0, f"model.heads ({model.heads}) must be a multiple of model.kv_heads ({model.kv_heads})")
+    _demand(
+        splits.capped <= splits.oracle,
+        f"splits.capped ({splits.capped:g}) is above splits.oracle ({splits.oracle:g}), which it lies inside of",
+    )
+    _demand(
+        model.heads % model.kv_heads == 0,
+        f"model.heads ({model.heads}) must be a multiple of model.kv_heads ({model.kv_heads})",
+    )
     _demand(model.head_dim % 2 == 0, f"model.head_dim is {model.head_dim}; RoPE turns pairs, so it must be even")
     _demand(model.dtype in ("float32", "bfloat16"), f"model.dtype is {model.dtype}; it may be float32 or bfloat16")
     _demand(experiment.synthesis.temperature >= 0, "synthesis.temperature is negative; 0 is greedy, 1 the model's own")
@@ -113,7 +116,9 @@ def check(experiment: Experiment) -> None:
     names = [arm.name for arm in experiment.arms]
     _demand(len(set(names)) == len(names), f"two arms have one name: {', '.join(names)}")
     for needed in (BASE_ARM, ORACLE_ARM):
-        _demand(needed in names, f"there is no arm named {needed}; gap closed is measured between repetition and oracle")
+        _demand(
+            needed in names, f"there is no arm named {needed}; gap closed is measured between repetition and oracle"
+        )
     for arm in experiment.arms:
         _demand(arm.real in ("capped", "oracle"), f"arms.{arm.name}.real is {arm.real}; it may be capped or oracle")
 

@@ -8,8 +8,7 @@ from typing import Any
 from etils import epath
 
 from sbp_jax.artifacts import Artifact
-from sbp_jax.config import Experiment
-from sbp_jax.experiments import BASE_ARM
+from sbp_jax.config import BASE_ARM, Experiment
 from sbp_jax.model import encoder
 from sbp_jax.stages import (
     embed,
@@ -59,6 +58,9 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     nodes: dict[str, Node] = {}
     context, settings = experiment.training.context, experiment.tokenizer
 
+    inputs: dict[str, str]
+    config: dict[str, Any]
+
     def add(
         name: str,
         stage: ModuleType,
@@ -70,10 +72,14 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         return name
 
     # Real documents, and their packed rows.
-    real = add("documents", ingest, {}, {"corpus": experiment.corpus}, lambda: documents.source_files(experiment.corpus.paths))
+    real = add(
+        "documents", ingest, {}, {"corpus": experiment.corpus}, lambda: documents.source_files(experiment.corpus.paths)
+    )
     splits = add("splits", split, {"documents": real}, {"splits": experiment.splits})
     own_tokenizer = None if settings.path is None else (lambda: [epath.Path(settings.path).expanduser()])
-    tokenizer = add("tokenizer", train_tokenizer, {"documents": real, "splits": splits}, {"tokenizer": settings}, own_tokenizer)
+    tokenizer = add(
+        "tokenizer", train_tokenizer, {"documents": real, "splits": splits}, {"tokenizer": settings}, own_tokenizer
+    )
     tokens = add("tokens", tokenize, {"documents": real, "tokenizer": tokenizer}, {"settings": settings})
     for stream in ("capped", "oracle", "validation", "test"):
         inputs = {"tokens": tokens, "splits": splits, "documents": real, "tokenizer": tokenizer}
@@ -85,28 +91,54 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             if (arm.synthetic_share > 0) != synthetic:
                 continue
             for seed in experiment.seeds:
-                inputs = {"real": f"rows-{arm.real}", "oracle": "rows-oracle", "validation": "rows-validation", "tokenizer": tokenizer}
+                inputs = {
+                    "real": f"rows-{arm.real}",
+                    "oracle": "rows-oracle",
+                    "validation": "rows-validation",
+                    "tokenizer": tokenizer,
+                }
                 if synthetic:
                     inputs["synthetic"] = "rows-synthetic"
                 config = {"settings": settings, "model": experiment.model, "training": experiment.training}
-                add(f"train-{arm.name}-{seed}", train, inputs, config | {"synthetic_share": arm.synthetic_share, "seed": seed})
+                add(
+                    f"train-{arm.name}-{seed}",
+                    train,
+                    inputs,
+                    config | {"synthetic_share": arm.synthetic_share, "seed": seed},
+                )
 
     add_arms(synthetic=False)
     base = f"train-{BASE_ARM}-{experiment.seeds[0]}"
 
     # Step 1: pairs.
     embeddings = add(
-        "embeddings", embed, {"documents": real, "splits": splits}, {"embedding": experiment.embedding}, lambda: encoder.files(experiment.embedding.model)
+        "embeddings",
+        embed,
+        {"documents": real, "splits": splits},
+        {"embedding": experiment.embedding},
+        lambda: encoder.files(experiment.embedding.model),
     )
     near = add("neighbors", neighbors, {"embeddings": embeddings}, {"neighbors": experiment.neighbors})
-    related = add("pairs", pairs, {"neighbors": near, "documents": real, "tokens": tokens}, {"pairs": experiment.pairs, "context": experiment.tuning.context})
+    related = add(
+        "pairs",
+        pairs,
+        {"neighbors": near, "documents": real, "tokens": tokens},
+        {"pairs": experiment.pairs, "context": experiment.tuning.context},
+    )
     for part in ("train", "validation"):
-        config = {"settings": settings, "part": part, "validation": experiment.tuning.validation, "context": experiment.tuning.context}
+        config = {
+            "settings": settings,
+            "part": part,
+            "validation": experiment.tuning.validation,
+            "context": experiment.tuning.context,
+        }
         add(f"rows-pairs-{part}", pack_pairs, {"pairs": related, "tokens": tokens, "tokenizer": tokenizer}, config)
 
     # Step 2: the synthesizer.
     inputs = {"base": base, "pairs": "rows-pairs-train", "validation": "rows-pairs-validation", "tokenizer": tokenizer}
-    synthesizer = add("synthesizer", tune, inputs, {"settings": settings, "model": experiment.model, "tuning": experiment.tuning})
+    synthesizer = add(
+        "synthesizer", tune, inputs, {"settings": settings, "model": experiment.model, "tuning": experiment.tuning}
+    )
 
     # Step 3: synthetic documents, and the arms that read them.
     share = max(arm.synthetic_share for arm in experiment.arms)
@@ -124,7 +156,9 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         synthesized = add("synthesized", synthesize, inputs, config)
         inputs = {"synthesized": synthesized, "documents": real, "splits": splits}
         synthetic = add("synthetic", filter, inputs, {"filters": experiment.filters})
-        tokens = add("tokens-synthetic", tokenize, {"documents": synthetic, "tokenizer": tokenizer}, {"settings": settings})
+        tokens = add(
+            "tokens-synthetic", tokenize, {"documents": synthetic, "tokenizer": tokenizer}, {"settings": settings}
+        )
         inputs = {"tokens": tokens, "documents": synthetic, "tokenizer": tokenizer}
         add("rows-synthetic", pack, inputs, {"stream": "synthetic", "context": context, "settings": settings})
         add_arms(synthetic=True)

@@ -138,7 +138,9 @@ class Pipeline:
         for role, name in node.inputs.items():
             artifact = self.artifact(name)
             if artifact is None:
-                raise SbpError(f"{node.name} needs {name}, which is not complete; run `sbp run ... --until {node.name}`")
+                raise SbpError(
+                    f"{node.name} needs {name}, which is not complete; run `sbp run ... --until {node.name}`"
+                )
             inputs[role] = artifact
         execution = self.experiment.execution
         output = Output(self.path(node.name), self.recipes[node.name], node.name, dataclasses.asdict(execution))
@@ -158,7 +160,9 @@ class Pipeline:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise SbpError(f"another run is working in {self.workdir}; wait for it, or give this one its own --workdir") from None
+            raise SbpError(
+                f"another run is working in {self.workdir}; wait for it, or give this one its own --workdir"
+            ) from None
         try:
             yield
         finally:
@@ -175,7 +179,18 @@ def _recipe_value(value: Any) -> Any:
 
 def _summary(artifact: Artifact) -> str:
     """The most telling counts of an artifact, in one line."""
-    telling = ("documents", "tokens", "vocab_size", "candidates", "accepted", "pairs", "full_rows", "steps", "best_validation", "nats_per_token")
+    telling = (
+        "documents",
+        "tokens",
+        "vocab_size",
+        "candidates",
+        "accepted",
+        "pairs",
+        "full_rows",
+        "steps",
+        "best_validation",
+        "nats_per_token",
+    )
     counts = [f"{_number(artifact.stats[name])} {name}" for name in telling if name in artifact.stats]
     return ", ".join(counts) or f"{artifact.rows:,} rows"
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import tokenizers
 from etils import epath
+from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 from tokenizers import models, pre_tokenizers, processors
 
@@ -96,11 +97,10 @@ def bert(tensors: dict[str, np.ndarray], text: str, max_tokens: int) -> np.ndarr
 
 
 def load(folder, devices: int = 8) -> encoder.Encoder:
+    mesh = build_mesh(MeshShape())
     if devices == 1:
-        return encoder.load(
-            str(folder), jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), devices=jax.devices()[:1])
-        )
-    return encoder.load(str(folder), build_mesh(MeshShape()))
+        mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), mesh.axis_names)
+    return encoder.load(str(folder), mesh)
 
 
 def test_embeddings_are_those_of_bert_written_from_its_equations(folder):

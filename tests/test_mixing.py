@@ -55,7 +55,7 @@ def test_streams_are_spread_evenly_over_the_run():
 
 
 def test_real_rows_fill_the_place_of_synthetic_ones_that_are_missing():
-    plan = plan_arm(100, 0.5, Rows(10), Rows(30))
+    plan = plan_arm(100, CONTEXT, 0.5, Rows(10), Rows(30))
     assert plan.rows == {"real": 70, "synthetic": 30}
     assert plan.epochs == {"real": 7.0, "synthetic": 1.0}
-    assert plan_arm(100, 0.0, Rows(10), None).rows == {"real": 100}
+    assert plan_arm(100, CONTEXT, 0.0, Rows(10), None).rows == {"real": 100}

@@ -35,7 +35,9 @@ class Rows:
     def _row(start: int, index: int) -> Row:
         tokens = ((start + np.arange(CONTEXT + 1)) % VOCABULARY).astype(np.int32)
         positions = np.arange(CONTEXT, dtype=np.int32)
-        return Row(tokens, np.ones(CONTEXT, np.int32), positions, np.full(CONTEXT, index, np.int64), np.ones(CONTEXT, bool))
+        return Row(
+            tokens, np.ones(CONTEXT, np.int32), positions, np.full(CONTEXT, index, np.int64), np.ones(CONTEXT, bool)
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,7 +60,10 @@ def losses(folder: epath.Path) -> list[float]:
 def undisturbed(tmp_path_factory) -> epath.Path:
     folder = epath.Path(tmp_path_factory.mktemp("undisturbed"))
     finished = train(make_run(), folder, "test", build_mesh(MeshShape()))
-    assert finished.ledger == {"real": {"rows": 64, "tokens": 64 * CONTEXT}, "synthetic": {"rows": 16, "tokens": 16 * CONTEXT}}
+    assert finished.ledger == {
+        "real": {"rows": 64, "tokens": 64 * CONTEXT},
+        "synthetic": {"rows": 16, "tokens": 16 * CONTEXT},
+    }
     return folder
 
 
@@ -107,7 +112,9 @@ def test_best_is_the_checkpoint_with_the_least_validation_loss(tmp_path):
     """A rate so high that the model gets worse after its best step."""
     optimization = Optimization(context=CONTEXT, batch_rows=8, peak_lr=0.5, final_lr=0.5, warmup=0.9, evaluate_every=2)
     finished = train(make_run(20, optimization=optimization), epath.Path(tmp_path), "test", build_mesh(MeshShape()))
-    validations = {line["step"]: line["validation"] for line in read_metrics(tmp_path / METRICS) if "validation" in line}
+    validations = {
+        line["step"]: line["validation"] for line in read_metrics(tmp_path / METRICS) if "validation" in line
+    }
     assert finished.best_step == min(validations, key=validations.get) != 20
     assert finished.best_validation == validations[finished.best_step]
     difference = np.abs(np.asarray(finished.best["embedding"]) - np.asarray(finished.final["embedding"])).max()

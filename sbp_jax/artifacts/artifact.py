@@ -58,19 +58,28 @@ class Artifact:
         """
         entry = next((file for file in self.files if file.name == name), None)
         if entry is None:
-            raise SbpError(f"{self.path} has no file {name}; it was made by another version: run `sbp clean`, then `sbp run`")
+            raise SbpError(
+                f"{self.path} has no file {name}; it was made by another version: run `sbp clean`, then `sbp run`"
+            )
         path = self.path / name
         if name not in self._verified:
             if not path.exists():
                 raise SbpError(f"{path} is missing; run `sbp run` again to rebuild it")
             if checksum(path) != entry.checksum:
-                raise SbpError(f"{path} is corrupted (checksum differs from its manifest); delete that file and run `sbp run` again: it alone is rebuilt")
+                raise SbpError(
+                    f"{path} is corrupted (its checksum is not the one written with it);"
+                    " delete that file and run `sbp run` again: it alone is rebuilt"
+                )
             self._verified.add(name)
         return path
 
     def shards(self, suffix: str, prefix: str = "part") -> list[epath.Path]:
         """Verified paths of the shards named `prefix-00000suffix` and so on, in order."""
-        return [self.file(file.name) for file in self.files if file.name.startswith(f"{prefix}-") and file.name.endswith(suffix)]
+        return [
+            self.file(file.name)
+            for file in self.files
+            if file.name.startswith(f"{prefix}-") and file.name.endswith(suffix)
+        ]
 
 
 def find(path: epath.Path, key: str) -> Artifact | None:

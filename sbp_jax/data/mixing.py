@@ -22,17 +22,21 @@ class Plan:
     Attributes:
       rows: rows to read, by stream; a stream with fewer is repeated.
       available: rows that the stream has.
+      row_tokens: target positions of a row where all rows bear as many, otherwise None.
     """
 
     rows: Mapping[str, int]
     available: Mapping[str, int]
+    row_tokens: int | None = None
 
     @property
     def epochs(self) -> dict[str, float]:
         return {name: rows / self.available[name] for name, rows in self.rows.items()}
 
 
-def plan_arm(total_rows: int, synthetic_share: float, real: RowSource, synthetic: RowSource | None) -> Plan:
+def plan_arm(
+    total_rows: int, context: int, synthetic_share: float, real: RowSource, synthetic: RowSource | None
+) -> Plan:
     """Rows of the real and the synthetic stream for an arm (SBP, step 3).
 
     Synthetic rows are read at most once: where there are fewer than the share asks for, real rows fill the rest.
@@ -42,7 +46,7 @@ def plan_arm(total_rows: int, synthetic_share: float, real: RowSource, synthetic
     rows, available = {"real": total_rows - taken}, {"real": len(real)}
     if synthetic is not None and taken:
         rows["synthetic"], available["synthetic"] = taken, len(synthetic)
-    return Plan(rows, available)
+    return Plan(rows, available, context)
 
 
 def mix(streams: Mapping[str, RowSource], plan: Plan, batch_rows: int, seed: int) -> grain.MapDataset:

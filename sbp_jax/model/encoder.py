@@ -222,6 +222,11 @@ def load(model: str, mesh: Mesh) -> Encoder:
     return Encoder(config, mesh, tokenizer, graph, parameters)
 
 
+def files(model: str) -> list[epath.Path]:
+    """The files whose content decides the embeddings."""
+    return [_folder(model) / name for name in ("model.safetensors", "tokenizer.json")]
+
+
 def _folder(model: str) -> epath.Path:
     if model == PACKAGED:
         try:

@@ -31,7 +31,10 @@ _INPUT_DIMENSIONS = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "
 
 def to_tensors(parameters: Parameters) -> dict[str, np.ndarray]:
     """The tensors of `model.safetensors`: linear layers as [out, in] matrices, one per layer."""
-    tensors = {"model.embed_tokens.weight": _host(parameters["embedding"]), "model.norm.weight": _host(parameters["final_norm"])}
+    tensors = {
+        "model.embed_tokens.weight": _host(parameters["embedding"]),
+        "model.norm.weight": _host(parameters["final_norm"]),
+    }
     if parameters.get("unembedding") is not None:
         tensors["lm_head.weight"] = _host(parameters["unembedding"])
     for ours, theirs in _LAYER.items():

@@ -46,7 +46,9 @@ def initialize(config: Model, vocabulary: int, seed: int, mesh: Mesh) -> Paramet
 
 def place(parameters: Parameters, target: Parameters) -> Parameters:
     """Puts arrays of the host where `target`, from `abstract`, says."""
-    return jax.tree.map(lambda value, leaf: jax.device_put(np.asarray(value, leaf.dtype), leaf.sharding), parameters, target)
+    return jax.tree.map(
+        lambda value, leaf: jax.device_put(np.asarray(value, leaf.dtype), leaf.sharding), parameters, target
+    )
 
 
 def count(parameters: Parameters) -> int:

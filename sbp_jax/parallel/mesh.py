@@ -26,5 +26,7 @@ def build_mesh(sizes: config.MeshShape) -> jax.sharding.Mesh:
         shape[shape.index(-1)] = len(devices) // max(known, 1)
     if int(np.prod(shape)) != len(devices) or min(shape) < 1:
         asked = f"data={sizes.data}, fsdp={sizes.fsdp}, tensor={sizes.tensor}"
-        raise SbpError(f"a mesh of {asked} does not fit {len(devices)} devices; set execution.mesh to sizes whose product is that number")
+        raise SbpError(
+            f"a mesh of {asked} does not fit {len(devices)} devices; the sizes of execution.mesh must multiply to that"
+        )
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3)

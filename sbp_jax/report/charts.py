@@ -45,10 +45,12 @@ def line_chart(series: Sequence[Series], title: str, x_label: str, y_label: str,
     up = _scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
     parts = _frame(x_label, y_label)
     for value in y_ticks:
-        parts += [_line("grid", LEFT, up(value), RIGHT, up(value)), _text("tick", LEFT - 6, up(value) + 4, fixed(value, y_ticks), "end")]
-    parts += [_text("tick", across(value), BOTTOM + 16, compact(value)) for value in ticks(0.0, x_high) if value <= x_high]
+        parts += _level(up(value), fixed(value, y_ticks))
+    inside = [value for value in ticks(0.0, x_high) if value <= x_high]
+    parts += [_text("tick", across(value), BOTTOM + 16, compact(value)) for value in inside]
     if zero:
-        parts += [_line("zero", LEFT, up(0.0), RIGHT, up(0.0)), _text("tick", RIGHT, up(0.0) - 5, zero, "end")]
+        label = up(0.0) - 5 if up(0.0) > TOP + 20 else up(0.0) + 14
+        parts += [_line("zero", LEFT, up(0.0), RIGHT, up(0.0)), _text("label", RIGHT, label, zero, "end")]
     for line in series:
         points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True))
         name = f"<title>{escape(line.name)}</title>"
@@ -73,11 +75,12 @@ def histogram(
     top = max(float(heights.max()) for _, heights in groups) or 1.0
     show: Callable[[float], str] = "{:.0%}".format if top <= 1 else compact
     first, last = float(edges[0]), float(edges[-1])
-    across, up = _scale(first, last, LEFT, RIGHT), _scale(0.0, top, BOTTOM, TOP)
+    across = _scale(first, last, LEFT, RIGHT)
+    up = _scale(0.0, top, BOTTOM, TOP + 18 if mark else TOP)  # room for what the mark says
     parts = _frame(x_label, y_label)
     for value in ticks(0.0, top):
         if value <= top:
-            parts += [_line("grid", LEFT, up(value), RIGHT, up(value)), _text("tick", LEFT - 6, up(value) + 4, show(value), "end")]
+            parts += _level(up(value), show(value))
     for index, (name, heights) in enumerate(groups):
         for place in np.flatnonzero(heights).tolist():
             low, high, height = float(edges[place]), float(edges[place + 1]), float(heights[place])
@@ -100,7 +103,7 @@ def interval_chart(intervals: Sequence[Interval], title: str, start: str, end: s
     """Points with intervals on a scale from `start` at 0% to `end` at 100%."""
     row, top, margin = 34, 26, 20
     bottom = top + 12 + row * len(intervals)
-    marks = ticks(min(0.0, *(interval.low for interval in intervals)), max(100.0, *(interval.high for interval in intervals)))
+    marks = ticks(min(0.0, *(entry.low for entry in intervals)), max(100.0, *(entry.high for entry in intervals)))
     across = _scale(marks[0], marks[-1], margin, WIDTH - margin)
     parts = [_line("axis", margin, bottom, WIDTH - margin, bottom)]
     for value, name in ((0.0, start), (100.0, end)):
@@ -162,6 +165,11 @@ def _frame(x_label: str, y_label: str) -> list[str]:
         _text("label", (LEFT + RIGHT) / 2, HEIGHT - 6, x_label),
         f'<text class="label" {turned} text-anchor="middle">{escape(y_label)}</text>',
     ]
+
+
+def _level(y: float, label: str) -> list[str]:
+    """A grid line with its tick."""
+    return [_line("grid", LEFT, y, RIGHT, y), _text("tick", LEFT - 6, y + 4, label, "end")]
 
 
 def _line(css: str, x1: float, y1: float, x2: float, y2: float) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from sbp_jax.artifacts import parquet
-from sbp_jax.experiments import BASE_ARM, ORACLE_ARM
+from sbp_jax.config import BASE_ARM, ORACLE_ARM
 from sbp_jax.report import charts
 from sbp_jax.report.charts import Interval, Series
 from sbp_jax.report.examples import RUN, marked, pair_examples, shortened
@@ -63,8 +63,10 @@ def _headline(summary: dict[str, Any]) -> str:
         return "The gap is undefined"
     if not summary["gaps"]:
         return f"{ORACLE_ARM.capitalize()} against {BASE_ARM}"
-    gaps = summary["gaps"]
-    return ", ".join(f"{gap['arm']} closed {_percent(gap['closed'], 0)}" for gap in gaps) + " of the gap"
+    if len(summary["gaps"]) == 1:
+        gap = summary["gaps"][0]
+        return f"The {gap['arm']} arm closed {_percent(gap['closed'], 0)} of the gap"
+    return "Gap closed: " + ", ".join(f"{gap['arm']} {_percent(gap['closed'], 0)}" for gap in summary["gaps"])
 
 
 def _gap_chart(summary: dict[str, Any], colors: dict[str, int]) -> Markup | None:

@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from sbp_jax.artifacts import Artifact, parquet
-from sbp_jax.config import Arm
-from sbp_jax.experiments import BASE_ARM, ORACLE_ARM
+from sbp_jax.config import BASE_ARM, ORACLE_ARM, Arm
 from sbp_jax.report.examples import shortened, synthetic_examples
 from sbp_jax.report.results import Curve, DocumentLosses, Results, curve, document_losses, ledger, vocabulary
 from sbp_jax.scoring.gap import gap_closed
@@ -137,7 +136,6 @@ def _arm(results: Results, arm: Arm) -> dict[str, Any]:
         "best_step": best.stats["best_step"],
         "last_validation": float(np.mean([entry.validation[-1] for entry in curves])),
         "overfitted": float(np.mean([entry.validation[-1] - entry.validation.min() for entry in curves])),
-        "seconds": sum(artifact.seconds for artifact in trained),
         "streams": seen,
     }
 

@@ -14,6 +14,7 @@ from sbp_jax.config import Neighbors
 from sbp_jax.search.ranking import MISSING, finish
 
 SMALLEST = 512  # with fewer vectors exact search is as fast, and hashing has too little to learn from
+SPARE = 8  # candidates more than needed, so that rounding at the last place does not decide who is in
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ def search(index: Any, vectors_ND: np.ndarray, queries: np.ndarray, chosen: Sett
       Indices, int64 [Q, top_k], and inner products, float32 [Q, top_k], as from `exact.search`; index -1 where the
       leaves that were searched hold too few.
     """
+    wanted = min(chosen.top_k + 1 + SPARE, chosen.reorder)
     indices_QK, similarities_QK = index.search_batched_parallel(
-        vectors_ND[queries], chosen.top_k + 1, chosen.reorder, chosen.leaves_to_search
+        vectors_ND[queries], wanted, chosen.reorder, chosen.leaves_to_search
     )
     # ScaNN fills up a short result with index 0 and a similarity that is not a number.
     indices_QK = np.where(np.isnan(similarities_QK), MISSING, indices_QK.astype(np.int64))
-    return finish(indices_QK, similarities_QK, queries, chosen.top_k)
+    return finish(vectors_ND, queries, indices_QK, chosen.top_k)

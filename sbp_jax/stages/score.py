@@ -17,7 +17,9 @@ from sbp_jax.training.evaluation import target_losses
 VERSION = 1
 
 
-def run(output: Output, *, trained: Artifact, test: Artifact, model: Model, batch_rows: int, execution: Execution) -> Artifact:
+def run(
+    output: Output, *, trained: Artifact, test: Artifact, model: Model, batch_rows: int, execution: Execution
+) -> Artifact:
     """Scores the final model on the test rows: a Parquet row per document, totals in the manifest.
 
     The end of each document is predicted too and counted: nats per token over tokens and ends, bits per byte over

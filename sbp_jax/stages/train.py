@@ -43,8 +43,10 @@ def run(
     tokens = training_tokens(training.tokens, oracle)
     steps = tokens // (training.batch_rows * training.context)
     if steps < 1:
-        raise SbpError(f"{tokens:,} training tokens are less than one step of {training.batch_rows} rows of {training.context}; lower training.batch_rows or add documents")
-    plan = plan_arm(steps * training.batch_rows, synthetic_share, streams["real"], streams.get("synthetic"))
+        size = f"one step of {training.batch_rows} rows of {training.context}"
+        raise SbpError(f"{tokens:,} training tokens are less than {size}; lower training.batch_rows or add documents")
+    rows = steps * training.batch_rows
+    plan = plan_arm(rows, training.context, synthetic_share, streams["real"], streams.get("synthetic"))
     encoder = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
     job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed)
     finished = train(job, output.path, output.label, build_mesh(execution.mesh))
@@ -54,5 +56,6 @@ def run(
 def _full_rows(artifact: Artifact, name: str) -> RowSource:
     rows = artifact.stats["full_rows"]
     if rows < 1:
-        raise SbpError(f"the {name} stream is shorter than one row of {artifact.stats['context']} tokens; lower training.context or add documents")
+        context = artifact.stats["context"]
+        raise SbpError(f"the {name} stream is shorter than a row of {context}; lower training.context")
     return RowSource(artifact, rows)

@@ -28,7 +28,10 @@ class Checkpoints:
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[VALIDATION], best_mode="min", preservation_policy=keep, cleanup_tmp_directories=True
+            best_fn=lambda metrics: metrics[VALIDATION],
+            best_mode="min",
+            preservation_policy=keep,
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(folder, options=options)
 

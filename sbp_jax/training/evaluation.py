@@ -29,7 +29,9 @@ def target_losses(
         yield batch, np.asarray(nats)[: len(chosen)]
 
 
-def mean_loss(model: Model, vocabulary: int, parameters: Parameters, rows: RowSource, batch_rows: int, mesh: Mesh) -> float:
+def mean_loss(
+    model: Model, vocabulary: int, parameters: Parameters, rows: RowSource, batch_rows: int, mesh: Mesh
+) -> float:
     """Nats per target over all rows."""
     nats, targets = 0.0, 0
     for batch, batch_nats in target_losses(model, vocabulary, parameters, rows, batch_rows, mesh):

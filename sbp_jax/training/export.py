@@ -17,19 +17,15 @@ def save(output: Output, run: Run, finished: Finished, end_of_document: int) -> 
     Raises:
       RuntimeError: the tokens seen are not those planned, which is a fault of the program.
     """
-    ledger = {
-        name: {
-            "planned_tokens": rows * run.optimization.context,
-            "tokens": finished.ledger[name]["tokens"],
-            "rows": finished.ledger[name]["rows"],
-            "epochs": run.plan.epochs[name],
-        }
-        for name, rows in run.plan.rows.items()
-    }
+    ledger = {name: _entry(run, name, seen) for name, seen in finished.ledger.items()}
     for name, entry in ledger.items():
-        if entry["tokens"] != entry["planned_tokens"]:
-            raise RuntimeError(f"{output.label}: saw {entry['tokens']} tokens of stream {name}, planned {entry['planned_tokens']}")
-    config = huggingface.to_config(run.model, padded_vocabulary(run.vocabulary), run.optimization.context, end_of_document)
+        for unit in ("rows", "tokens"):
+            if entry[unit] != entry[f"planned_{unit}"]:
+                planned = entry[f"planned_{unit}"]
+                raise RuntimeError(f"{output.label}: saw {entry[unit]} {unit} of stream {name}, planned {planned}")
+    config = huggingface.to_config(
+        run.model, padded_vocabulary(run.vocabulary), run.optimization.context, end_of_document
+    )
     for folder, parameters in ((FINAL, finished.final), (BEST, finished.best)):
         with output.writing(f"{folder}/{huggingface.CONFIG}") as writing:
             writing.path.write_text(json.dumps(config, indent=1))
@@ -46,3 +42,15 @@ def save(output: Output, run: Run, finished: Finished, end_of_document: int) -> 
         "best_validation": finished.best_validation,
     }
     return output.finish(stats)
+
+
+def _entry(run: Run, name: str, seen: dict[str, int]) -> dict[str, Any]:
+    """A stream's line of the ledger; where rows differ in targets, as pairs do, rows are the plan."""
+    rows, row_tokens = run.plan.rows[name], run.plan.row_tokens
+    return {
+        "planned_rows": rows,
+        "rows": seen["rows"],
+        "planned_tokens": seen["tokens"] if row_tokens is None else rows * row_tokens,
+        "tokens": seen["tokens"],
+        "epochs": run.plan.epochs[name],
+    }

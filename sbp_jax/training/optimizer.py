@@ -11,7 +11,9 @@ from sbp_jax.config import Optimization
 def schedule(optimization: Optimization, steps: int) -> optax.Schedule:
     """Learning rate by step: from 0 up to the peak, then a cosine down to the final rate."""
     warmup = max(1, round(optimization.warmup * steps))
-    return optax.warmup_cosine_decay_schedule(0.0, optimization.peak_lr, warmup, max(steps, warmup + 1), optimization.final_lr)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, optimization.peak_lr, warmup, max(steps, warmup + 1), optimization.final_lr
+    )
 
 
 def optimizer(optimization: Optimization, steps: int) -> optax.GradientTransformation:

@@ -23,7 +23,7 @@ from sbp_jax.training.optimizer import optimizer, schedule
 class State(NamedTuple):
     """All that training changes: the number of steps done, the parameters, the optimizer's moments."""
 
-    step: jax.Array
+    step: Any
     parameters: Parameters
     optimizer: Any
 
@@ -31,11 +31,11 @@ class State(NamedTuple):
 class StepMetrics(NamedTuple):
     """Sums over one batch, on the device."""
 
-    nats: jax.Array
-    targets: jax.Array
-    gradient_norm: jax.Array
-    parameter_norm: jax.Array
-    learning_rate: jax.Array
+    nats: Any
+    targets: Any
+    gradient_norm: Any
+    parameter_norm: Any
+    learning_rate: Any
 
 
 def cross_entropy(logits_BTV: Float[Array, "B T V"], targets_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
@@ -50,7 +50,15 @@ def losses(model: Model, vocabulary: int, parameters: Parameters, batch: Any) ->
     return jnp.where(batch["mask"], cross_entropy(logits_BTV, tokens[:, 1:]), 0.0)
 
 
-def new_state(model: Model, vocabulary: int, optimization: Optimization, steps: int, seed: int, mesh: Mesh, parameters: Parameters | None = None) -> State:
+def new_state(
+    model: Model,
+    vocabulary: int,
+    optimization: Optimization,
+    steps: int,
+    seed: int,
+    mesh: Mesh,
+    parameters: Parameters | None = None,
+) -> State:
     """The state before the first step, from random parameters or from given ones."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, vocabulary, optimization, steps, mesh))
     if parameters is None:
@@ -99,7 +107,9 @@ def train_step(
         updates, moments = transform.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         norms = optax.tree.norm(gradients), optax.tree.norm(parameters)
-        return State(state.step + 1, parameters, moments), StepMetrics(nats, targets, *norms, jnp.asarray(rate(state.step)))
+        return State(state.step + 1, parameters, moments), StepMetrics(
+            nats, targets, *norms, jnp.asarray(rate(state.step))
+        )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, vocabulary, optimization, steps, mesh))
     whole = NamedSharding(mesh, PartitionSpec())
