@@ -5,7 +5,7 @@ Far below the scale at which the paper's effect could show; it is here to be run
 
 from pathlib import Path
 
-from sbp_jax.config import Arm, Corpus, Experiment, Model, Neighbors, Pairs, Splits, Synthesis, Training, Tuning
+from sbp_jax.config import Arm, Corpus, Experiment, Model, Neighbors, Pairs, Splits, Synthesis, Tokenizer, Training, Tuning
 from sbp_jax.experiments import shrink
 
 WIKIPEDIA = Corpus(paths=(str(Path(__file__).parent.parent / "data/wikipedia_vital/documents.jsonl.gz"),))
@@ -15,8 +15,9 @@ def get_config() -> Experiment:
     return Experiment(
         name="quickstart",
         corpus=WIKIPEDIA,
-        splits=Splits(validation=0.02, test=0.05, capped=0.25),
-        model=Model(width=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=384),
+        splits=Splits(validation=0.02, test=0.05, capped=0.15, oracle=0.45),
+        tokenizer=Tokenizer(vocab_size=2048),
+        model=Model(width=128, layers=3, heads=2, kv_heads=1, head_dim=64, ffn=384),
         training=Training(context=256, batch_rows=16, peak_lr=4e-3, evaluate_every=40),
         neighbors=Neighbors(top_k=20),
         pairs=Pairs(threshold=0.5, minimum=1000),

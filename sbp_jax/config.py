@@ -56,9 +56,9 @@ class Model:
 
     width: int = 128
     layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
+    heads: int = 2
+    kv_heads: int = 1
+    head_dim: int = 64
     ffn: int = 384
     rope_base: float = 10_000.0
     norm_epsilon: float = 1e-6

@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,14 @@ def _output(folder: Path, config: dict[str, Any] | None = None) -> Output:
     return Output(epath.Path(folder), Recipe(folder.name, 1, config or {}, {}), folder.name)
 
 
-def _tables(folder: Path, shards: Sequence[pa.Table], stats: dict[str, Any] | None = None, **others: pa.Table) -> Artifact:
+def _tables(
+    folder: Path, shards: Sequence[pa.Table], stats: dict[str, Any] | None = None, rejected: pa.Table | None = None
+) -> Artifact:
     output = _output(folder, {"files": [["corpus.jsonl", 1234, "ab" * 16]]})
-    named = [("part", index, table) for index, table in enumerate(shards)] + [(name, 0, others[name]) for name in others]
-    for prefix, index, table in named:
-        output.shard(index, ".parquet", lambda writing, table=table: parquet.write(writing, table), prefix)  # type: ignore[misc]
+    for index, table in enumerate(shards):
+        output.shard(index, ".parquet", partial(parquet.write, table=table))
+    if rejected is not None:
+        output.shard(0, ".parquet", partial(parquet.write, table=rejected), prefix="rejected")
     return output.finish(stats)
 
 
@@ -124,15 +128,19 @@ def make(
     split = np.array(["capped", "capped", "oracle", "validation", "test"])[ordinals * 5 // count]
     capped = ordinals[split == "capped"]
     real = pa.table({"ordinal": ordinals, "id": [f"doc-{number}" for number in ordinals], "text": list(texts)})
+    splits = pa.table({"ordinal": ordinals, "split": split.tolist()})
     query = np.repeat(capped, 4)
     similarity = np.clip(random.normal(0.5, 0.12, len(query)), -1, 1).astype(np.float32)
-    near = pa.table({"query": query, "neighbor": (query + random.integers(1, len(capped), len(query))) % len(capped), "similarity": similarity})
+    neighbor = (query + random.integers(1, len(capped), len(query))) % len(capped)
+    near = pa.table({"query": query, "neighbor": neighbor, "similarity": similarity})
     pairs = near.filter(similarity >= experiment.pairs.threshold).rename_columns(["d1", "d2", "similarity"])
     zeros = pa.array(np.zeros(pairs.num_rows, np.float32))
-    verdicts = [("accepted", "accepted", "accepted", "near_duplicate", "too_long")[place % 5] for place in range(pairs.num_rows)]
+    outcomes = ("accepted", "accepted", "accepted", "near_duplicate", "too_long")
+    verdicts = [outcomes[place % 5] for place in range(pairs.num_rows)]
     for name, column in (("containment", zeros), ("jaccard", zeros), ("verdict", pa.array(verdicts))):
         pairs = pairs.append_column(name, column)
-    generated = pa.table(_generated(synthetic, [int(capped[place % len(capped)]) for place in range(len(synthetic))]), synthesize.SCHEMA)
+    seeds = [int(capped[place % len(capped)]) for place in range(len(synthetic))]
+    generated = pa.table(_generated(synthetic, seeds), synthesize.SCHEMA)
     scores = {
         "words": pa.array([len(text.split()) for text in synthetic], pa.int32()),
         "repetition": pa.array(random.beta(1, 30, len(synthetic)), pa.float32()),
@@ -149,19 +157,20 @@ def make(
     accepted = accepted.set_column(0, "ordinal", pa.array(range(accepted.num_rows), pa.int64()))
     inputs = {
         "documents": _tables(folder / "documents", [real.slice(0, half), real.slice(half)], {"skipped": 2}),
-        "splits": _tables(folder / "splits", [pa.table({"ordinal": ordinals, "split": split.tolist()})]),
+        "splits": _tables(folder / "splits", [splits.slice(0, half), splits.slice(half)]),
         "neighbors": _tables(folder / "neighbors", [near], {"backend": "scann", "recall_at_k": 0.978}),
         "pairs": _tables(folder / "pairs", [pairs]),
         "synthesizer": _trained(folder / "synthesizer", Arm("pairs"), 0, 3.9, 0),
     }
     if any(arm.synthetic_share for arm in experiment.arms):
         inputs["synthesized"] = _tables(folder / "synthesized", [generated])
-        inputs["synthetic"] = _tables(folder / "synthetic", [accepted.slice(0, 7), accepted.slice(7)], rejected=rejected)
+        kept_shards = [accepted.slice(0, 7), accepted.slice(7)]
+        inputs["synthetic"] = _tables(folder / "synthetic", kept_shards, rejected=rejected)
     for arm in experiment.arms:
         rows = round(STEPS * BATCH * share) if arm.synthetic_share else 0
         for seed in experiment.seeds:
-            trained = _trained(folder / f"train-{arm.name}-{seed}", arm, seed, losses[arm.name], rows, overfitting * (arm.name == "repetition"))
-            inputs[f"trained/{arm.name}/{seed}"] = trained
+            name, rise = f"train-{arm.name}-{seed}", overfitting if arm.name == "repetition" else 0.0
+            inputs[f"trained/{arm.name}/{seed}"] = _trained(folder / name, arm, seed, losses[arm.name], rows, rise)
             inputs[f"scored/{arm.name}/{seed}"] = _scored(folder / f"score-{arm.name}-{seed}", losses[arm.name], seed)
     return inputs
 
@@ -259,6 +268,13 @@ def test_equal_arms_leave_the_gap_undefined_in_words(tmp_path: Path) -> None:
     assert any("no gap to close" in warning for warning in summarized["warnings"])
 
 
+@pytest.mark.parametrize("loss, verdict", [(4.25, "is worse than"), (LOSSES["repetition"], "cannot be told from")])
+def test_an_arm_that_gained_nothing_is_not_sold_as_a_gap_closed(tmp_path: Path, loss: float, verdict: str) -> None:
+    summarized, content = run(tmp_path, losses=LOSSES | {"sbp": loss})
+    for told in (summary.text(summarized), "".join(_Page(content).text)):
+        assert f"The sbp arm {verdict} repetition" in told and "arm closed" not in told
+
+
 def test_a_share_that_fell_short_makes_a_warning(tmp_path: Path) -> None:
     summarized, content = run(tmp_path, share=0.21)
     (warning,) = summarized["warnings"]
@@ -281,8 +297,8 @@ def test_without_synthetic_arms_the_page_leaves_their_sections_out(tmp_path: Pat
 
 def test_the_same_artifacts_give_the_same_bytes(results: tuple[dict[str, Any], str], tmp_path: Path) -> None:
     """Guards against timestamps, unordered sets and paths in the report: another folder gives the same files."""
-    elsewhere = replace(EXPERIMENT, corpus=Corpus(paths=("/other/corpus.jsonl",)), execution=Execution(mesh=MeshShape(fsdp=2)))
-    again = run(tmp_path, elsewhere)
+    execution = Execution(mesh=MeshShape(fsdp=2))
+    again = run(tmp_path, replace(EXPERIMENT, corpus=Corpus(paths=("/other/corpus.jsonl",)), execution=execution))
     assert again == results
     assert "somewhere" not in results[1]
 
@@ -312,27 +328,45 @@ def test_shared_words_are_marked_and_no_character_is_lost() -> None:
     assert marked("", "x") == [] and marked("...", "x") == [("...", "")]
 
 
-@pytest.mark.parametrize("low, high", [(0, 1), (4.101, 4.118), (-0.07, 0.02), (0, 3e12), (2.0, 2.0), (0.0, 0.0), (-1, 1)])
+def test_a_run_with_one_validation_shows_a_point() -> None:
+    point = charts.Series("sbp", 1, np.array([5.0]), np.array([4.0]))
+    assert '<circle class="dot c1"' in charts.line_chart([point], "Validation loss", "tokens", "nats")
+
+
+SPANS = [(0, 1), (4.101, 4.118), (-0.07, 0.02), (0, 3e12), (2.0, 2.0), (0.0, 0.0), (-1, 1)]
+
+
+@pytest.mark.parametrize("low, high", SPANS)
 def test_ticks_span_the_values_and_their_labels_differ(low: float, high: float) -> None:
     found = charts.ticks(low, high)
     assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 8
     assert len({charts.fixed(tick, found) for tick in found}) == len(found)
 
 
-PROBE = "<script>e = document.documentElement; document.title = [innerWidth, e.clientWidth, e.scrollWidth].join(' ')</script>"
+PROBE = """<script>
+const page = document.documentElement;
+document.title = [innerWidth, page.clientWidth, page.scrollWidth].join(" ");
+</script>"""
+FRAME = """<!DOCTYPE html>
+<iframe id="phone" src="report.html" style="width:390px;height:800px;border:0"
+ onload="document.title = phone.contentDocument.title"></iframe>"""
+CHROMIUM = (
+    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--allow-file-access-from-files", "--enable-logging=stderr"),
+    *("--dump-dom", "--virtual-time-budget=5000"),
+)
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_a_phone_shows_the_page_without_errors_or_sideways_scrolling(results: tuple[dict[str, Any], str], tmp_path: Path) -> None:
+def test_a_phone_shows_the_page_without_errors_or_sideways_scrolling(
+    results: tuple[dict[str, Any], str], tmp_path: Path
+) -> None:
     """In a frame of 390 pixels, since a headless window may not be made that narrow."""
     (tmp_path / "report.html").write_text(results[1].replace("</body>", PROBE + "</body>"))
-    frame = '<iframe id="f" src="report.html" style="width:390px;height:800px;border:0" onload="document.title = f.contentDocument.title"></iframe>'
-    (tmp_path / "frame.html").write_text(f"<!DOCTYPE html>{frame}")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    command += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--allow-file-access-from-files", "--enable-logging=stderr", "--dump-dom", "--virtual-time-budget=5000"]
-    finished = subprocess.run([*command, str(tmp_path / "frame.html")], capture_output=True, text=True, timeout=120)
+    (tmp_path / "frame.html").write_text(FRAME)
+    command = [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", str(tmp_path / "frame.html")]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
     title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", finished.stdout)
     assert title, finished.stdout[:500] + finished.stderr

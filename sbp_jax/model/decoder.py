@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sbp_jax.config import Model
+from sbp_jax.model.attention import absorb, attend, attention_start, by_group
 from sbp_jax.parallel.sharding import constrain
 
 VOCABULARY_MULTIPLE = 128
-_MASKED = -1e30  # a score that no real one comes near; finite, so that differences of two are numbers
 
 
 def padded_vocabulary(size: int) -> int:
@@ -94,7 +94,7 @@ class Decoder(nnx.Module):
 
         def body(x_BTD: Array, layer: Layers) -> tuple[Array, None]:
             query, key, value = _project(self.config, layer, x_BTD, positions_BT)
-            return _finish(self.config, layer, x_BTD, _attend(query, key, value, mask_BTS)), None
+            return _finish(self.config, layer, x_BTD, attend(query, key, value, mask_BTS)), None
 
         x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), self.layers)
         return self._logits(x_BTD)
@@ -141,11 +141,11 @@ class Decoder(nnx.Module):
 
             def look(z: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
                 mask_BC = z * block + jnp.arange(block) < lengths_B[:, None]
-                return _absorb(state, query_BKGTH, past.keys[number, z], past.values[number, z], mask_BC[:, None])
+                return absorb(state, query_BKGTH, past.keys[number, z], past.values[number, z], mask_BC[:, None])
 
-            query_BKGTH = _by_group(query_BTNH, self.config.kv_heads)
-            state = jax.lax.fori_loop(0, blocks, look, _attention_start(query_BKGTH))
-            _, sums, attended = _absorb(state, query_BKGTH, keys[number, 0], values[number, 0], recent_mask_TC)
+            query_BKGTH = by_group(query_BTNH, self.config.kv_heads)
+            state = jax.lax.fori_loop(0, blocks, look, attention_start(query_BKGTH))
+            _, sums, attended = absorb(state, query_BKGTH, keys[number, 0], values[number, 0], recent_mask_TC)
             attended_BKGTH = (attended / sums[..., None]).astype(x_BTD.dtype)
             attended_BTNH = attended_BKGTH.transpose(0, 3, 1, 2, 4).reshape(query_BTNH.shape)
             return (_finish(self.config, layer, x_BTD, attended_BTNH), Cache(keys, values)), None
@@ -182,53 +182,6 @@ def _project(config: Model, layer: Any, x_BTD: Array, positions_BT: Array) -> tu
         _rotate(key_BTKH, positions_BT, config.rope_base),
         value_BTKH,
     )
-
-
-def _attend(query_BTNH: Array, key_BSKH: Array, value_BSKH: Array, mask_BTS: Bool[Array, "B T S"]) -> Array:
-    """Grouped-query attention, softmax in float32."""
-    key_BSKH, value_BSKH = key_BSKH.astype(query_BTNH.dtype), value_BSKH.astype(query_BTNH.dtype)
-    return jax.nn.dot_product_attention(query_BTNH, key_BSKH, value_BSKH, mask=mask_BTS[:, None], implementation="xla")
-
-
-def _by_group(query_BTNH: Array, kv_heads: int) -> Array:
-    """Queries scaled and grouped by the key-value head they share: [B, K, G, T, H]."""
-    rows, length, heads, size = query_BTNH.shape
-    scaled = query_BTNH * size**-0.5
-    return scaled.reshape(rows, length, kv_heads, heads // kv_heads, size).transpose(0, 2, 3, 1, 4)
-
-
-def _attention_start(query_BKGTH: Array) -> tuple[Array, Array, Array]:
-    shape = query_BKGTH.shape[:-1]
-    return (
-        jnp.full(shape, _MASKED, jnp.float32),
-        jnp.zeros(shape, jnp.float32),
-        jnp.zeros(query_BKGTH.shape, jnp.float32),
-    )
-
-
-def _absorb(
-    state: tuple[Array, Array, Array],
-    query_BKGTH: Array,
-    key_BKHC: Array,
-    value_BKCH: Array,
-    mask: Bool[Array, "*B T C"],
-) -> tuple[Array, Array, Array]:
-    """Attention to one more block (Milakov and Gimelshein 2018): greatest score, sum and weighted values so far.
-
-    A row whose mask is all false keeps its state to the bit once it has seen any token: that is what makes its result
-    independent of the other rows.
-    """
-    greatest, sums, attended = state
-    scores = jnp.einsum("bkgth,bkhc->bkgtc", query_BKGTH, key_BKHC, preferred_element_type=jnp.float32)
-    mask = mask[:, None, None] if mask.ndim == 3 else mask
-    scores = jnp.where(mask, scores, _MASKED)
-    new_greatest = jnp.maximum(greatest, jnp.max(scores, axis=-1))
-    weights = jnp.exp(scores - new_greatest[..., None])
-    scale = jnp.exp(greatest - new_greatest)
-    added = jnp.einsum(
-        "bkgtc,bkch->bkgth", weights.astype(value_BKCH.dtype), value_BKCH, preferred_element_type=jnp.float32
-    )
-    return new_greatest, sums * scale + jnp.sum(weights, axis=-1), attended * scale[..., None] + added
 
 
 def _finish(config: Model, layer: Any, x_BTD: Array, attended_BTNH: Array) -> Array:

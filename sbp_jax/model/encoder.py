@@ -224,7 +224,8 @@ def load(model: str, mesh: Mesh) -> Encoder:
 
 def files(model: str) -> list[epath.Path]:
     """The files whose content decides the embeddings."""
-    return [_folder(model) / name for name in ("model.safetensors", "tokenizer.json")]
+    names = ("model.safetensors", "tokenizer.json", "config.json", "1_Pooling/config.json")
+    return [file for file in (_folder(model) / name for name in names) if file.exists()]
 
 
 def _folder(model: str) -> epath.Path:

@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 420, 262
-LEFT, RIGHT, TOP, BOTTOM = 50, 408, 12, 218  # of the plot inside its axes
+LEFT, RIGHT, TOP, BOTTOM = 58, 408, 12, 218  # of the plot inside its axes
 COLORS = 6  # in the style sheet
 
 
@@ -54,6 +54,10 @@ def line_chart(series: Sequence[Series], title: str, x_label: str, y_label: str,
     for line in series:
         points = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in zip(line.x.tolist(), line.y.tolist(), strict=True))
         name = f"<title>{escape(line.name)}</title>"
+        if len(line.x) == 1:  # a line of one point cannot be seen
+            x, y = points.split(",")
+            parts.append(f'<circle class="dot c{line.color}" cx="{x}" cy="{y}" r="4">{name}</circle>')
+            continue
         parts.append(f'<polyline class="line c{line.color}" points="{points}">{name}</polyline>')
     return _svg(parts, title, HEIGHT)
 
@@ -159,7 +163,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _frame(x_label: str, y_label: str) -> list[str]:
-    turned = f'transform="translate(11 {(TOP + BOTTOM) / 2}) rotate(-90)"'
+    turned = f'transform="translate(10 {(TOP + BOTTOM) / 2}) rotate(-90)"'
     return [
         _line("axis", LEFT, BOTTOM, RIGHT, BOTTOM),
         _text("label", (LEFT + RIGHT) / 2, HEIGHT - 6, x_label),

@@ -4,6 +4,8 @@ import re
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.report.results import rows_at
@@ -24,8 +26,9 @@ def synthetic_examples(synthetic: Artifact, documents: Artifact, number: int = 3
 
 def pair_examples(pairs: Artifact, documents: Artifact) -> list[dict[str, Any]]:
     """Accepted pairs near the least, the median and the greatest similarity, with their texts."""
-    table = parquet.read(pairs, ["d1", "d2", "similarity", "containment", "verdict"])
-    table = table.filter(np.asarray(table["verdict"]) == "accepted")
+    columns = ["d1", "d2", "similarity", "containment", "verdict"]
+    shards = [table.filter(pc.equal(table["verdict"], "accepted")) for table in parquet.tables(pairs, columns)]
+    table = pa.concat_tables(shards)
     order = np.argsort(table["similarity"].to_numpy(), kind="stable")
     places = np.unique((np.array([0.05, 0.5, 0.95]) * (len(order) - 1)).round().astype(int))
     rows = table.take(order[places] if len(order) else order).to_pylist()

@@ -32,8 +32,8 @@ def render(summary: dict[str, Any], results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": "{:,}".format, "percent": _percent, "loss": "{:.4f}".format}
-    environment.filters |= {"short": shortened, "label": _label}
+    environment.filters |= {"count": "{:,}".format, "compact": charts.compact, "loss": "{:.4f}".format}
+    environment.filters |= {"percent": _percent, "short": shortened, "label": _label}
     environment.globals |= {"marked": marked}
     colors = {arm.name: place % charts.COLORS for place, arm in enumerate(results.experiment.arms)}
     context = {
@@ -65,6 +65,8 @@ def _headline(summary: dict[str, Any]) -> str:
         return f"{ORACLE_ARM.capitalize()} against {BASE_ARM}"
     if len(summary["gaps"]) == 1:
         gap = summary["gaps"][0]
+        if gap["low"] <= 0:
+            return f"The {gap['arm']} arm {'is worse than' if gap['high'] < 0 else 'cannot be told from'} {BASE_ARM}"
         return f"The {gap['arm']} arm closed {_percent(gap['closed'], 0)} of the gap"
     return "Gap closed: " + ", ".join(f"{gap['arm']} {_percent(gap['closed'], 0)}" for gap in summary["gaps"])
 
@@ -121,12 +123,12 @@ def _crossings(results: Results) -> list[str]:
         tokens, difference = _difference(results, arm.name)
         worse = np.flatnonzero(difference >= 0)
         if len(worse) == 0:
-            sentences.append(f"{arm.name} is below {BASE_ARM} at every validation")
+            sentences.append(f"the {arm.name} arm is below {BASE_ARM} at every validation")
         elif worse[-1] == len(difference) - 1:
-            sentences.append(f"{arm.name} ends no lower than {BASE_ARM}")
+            sentences.append(f"the {arm.name} arm ends no lower than {BASE_ARM}")
         else:
             crossed = charts.compact(float(tokens[worse[-1] + 1]))
-            sentences.append(f"{arm.name} stays below {BASE_ARM} from {crossed} tokens on")
+            sentences.append(f"the {arm.name} arm stays below {BASE_ARM} from {crossed} tokens on")
     return sentences
 
 

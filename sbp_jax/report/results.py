@@ -5,16 +5,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from flax import nnx
 
 from sbp_jax.artifacts import Artifact, parquet
-from sbp_jax.config import Experiment
+from sbp_jax.config import Experiment, Model
+from sbp_jax.model.decoder import Decoder
 from sbp_jax.model.huggingface import CONFIG
 from sbp_jax.training.export import FINAL, LEDGER
 from sbp_jax.training.loop import METRICS
 from sbp_jax.training.metrics import read_metrics
+
+SAMPLE, SAMPLED_SHARDS = 512, 8  # real documents that synthetic ones are compared with, and shards read for them
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,12 @@ def vocabulary(trained: Artifact) -> int:
     return json.loads(trained.file(f"{FINAL}/{CONFIG}").read_text())["vocab_size"]
 
 
+def parameter_count(model: Model, entries: int) -> int:
+    """Parameters of a decoder with an embedding table of so many rows."""
+    module = nnx.eval_shape(lambda: Decoder(model, entries, nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
+
+
 def curve(trained: Artifact) -> Curve:
     """The losses of a finished run."""
     lines = read_metrics(trained.file(METRICS))
@@ -105,17 +116,13 @@ def rows_at(artifact: Artifact, ordinals: Sequence[int]) -> list[dict[str, Any]]
     return [found[ordinal] for ordinal in ordinals]
 
 
-def sample_texts(
-    documents: Artifact, splits: Artifact, split: str, shards: int = 8, per_shard: int = 64
-) -> Iterator[str]:
-    """Texts of one split, spread evenly over a few shards and within each: a small sample without randomness."""
-    ranges = _shards(documents)
-    chosen = sorted({int(place) for place in np.linspace(0, len(ranges) - 1, shards)})
-    names = parquet.read(splits, ["split"])["split"].to_numpy()
-    for shard in chosen:
-        first, count, name = ranges[shard]
-        members = np.flatnonzero(names[first : first + count] == split)
-        places = np.unique(np.linspace(0, len(members) - 1, per_shard).astype(int))
+def sample_texts(documents: Artifact, splits: Artifact, split: str) -> Iterator[str]:
+    """At most `SAMPLE` texts of one split, spread evenly over a few shards and within each: a sample without chance."""
+    names = [name for _, _, name in _shards(documents)]
+    chosen = sorted({int(place) for place in np.linspace(0, len(names) - 1, SAMPLED_SHARDS)})
+    for name in (names[place] for place in chosen):
+        members = np.flatnonzero(_table(splits, name, ["split"])["split"].to_numpy() == split)
+        places = np.unique(np.linspace(0, len(members) - 1, SAMPLE // len(chosen)).astype(int))
         if len(members):
             yield from _table(documents, name, ["text"]).take(members[places])["text"].to_pylist()
 

@@ -11,7 +11,16 @@ import pyarrow.compute as pc
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.config import BASE_ARM, ORACLE_ARM, Arm
 from sbp_jax.report.examples import shortened, synthetic_examples
-from sbp_jax.report.results import Curve, DocumentLosses, Results, curve, document_losses, ledger, vocabulary
+from sbp_jax.report.results import (
+    Curve,
+    DocumentLosses,
+    Results,
+    curve,
+    document_losses,
+    ledger,
+    parameter_count,
+    vocabulary,
+)
 from sbp_jax.scoring.gap import gap_closed
 
 SHARE_TOLERANCE = 0.005  # of the training tokens; below it a missing share is rounding to rows
@@ -32,6 +41,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "name": experiment.name,
         "note": experiment.note,
         "seeds": len(experiment.seeds),
+        "parameters": parameter_count(experiment.model, entries),
         "vocabulary": entries,
         "uniform_nats_per_token": math.log(entries),
         "arms": arms,
@@ -99,10 +109,10 @@ def answers(summary: dict[str, Any]) -> list[str]:
 
 def _closed(arm: str, closed: float, low: float, high: float) -> str:
     interval = f"95% interval {low:.0%} to {high:.0%}"
-    sentence = f"The {arm} arm closed {closed:.0%} of the gap between {BASE_ARM} and {ORACLE_ARM} ({interval})"
-    if high < 0:
-        return f"{sentence}: it is worse than {BASE_ARM}."
-    return f"{sentence}: it cannot be told from {BASE_ARM}." if low <= 0 else f"{sentence}."
+    if low > 0:
+        return f"The {arm} arm closed {closed:.0%} of the gap between {BASE_ARM} and {ORACLE_ARM} ({interval})."
+    verdict = "is worse than" if high < 0 else "cannot be told from"
+    return f"The {arm} arm {verdict} {BASE_ARM}: gap closed {closed:.0%} ({interval})."
 
 
 def printable(content: str) -> str:
@@ -155,12 +165,12 @@ def _gaps(losses: dict[str, DocumentLosses]) -> tuple[list[dict[str, Any]], dict
 
 def _counts(results: Results, test: DocumentLosses) -> dict[str, Any]:
     """Documents, pairs and synthetic documents at each step of the way."""
-    splits = Counter(parquet.read(results.splits, ["split"])["split"].to_pylist())
-    verdicts: Counter[str] = Counter()
-    covered: set[int] = set()
+    splits = _value_counts(results.splits, "split")
+    verdicts = _value_counts(results.pairs, "verdict")
+    covered = np.empty(0, np.int64)
     for table in parquet.tables(results.pairs, ["d1", "verdict"]):
-        verdicts += value_counts(table["verdict"])
-        covered.update(pc.unique(table["d1"].filter(pc.equal(table["verdict"], "accepted"))).to_pylist())
+        accepted = table["d1"].filter(pc.equal(table["verdict"], "accepted"))
+        covered = np.union1d(covered, accepted.to_numpy())
     counts: dict[str, Any] = {
         "documents": results.documents.rows,
         "skipped": results.documents.stats.get("skipped", 0),
@@ -174,12 +184,8 @@ def _counts(results: Results, test: DocumentLosses) -> dict[str, Any]:
         "documents_with_pairs": len(covered),
     }
     if results.synthesized is not None and results.synthetic is not None:
-        finishes: Counter[str] = Counter()
-        rejected: Counter[str] = Counter()
-        for table in parquet.tables(results.synthesized, ["finish"]):
-            finishes += value_counts(table["finish"])
-        for table in parquet.tables(results.synthetic, ["verdict"], prefix="rejected"):
-            rejected += value_counts(table["verdict"])
+        finishes = _value_counts(results.synthesized, "finish")
+        rejected = _value_counts(results.synthetic, "verdict", prefix="rejected")
         counts |= {
             "generated": results.synthesized.rows,
             "finish": dict(finishes.most_common()),
@@ -189,9 +195,13 @@ def _counts(results: Results, test: DocumentLosses) -> dict[str, Any]:
     return counts
 
 
-def value_counts(column: Any) -> Counter[str]:
-    """How often each value of an Arrow column occurs."""
-    return Counter({entry["values"].as_py(): entry["counts"].as_py() for entry in pc.value_counts(column)})
+def _value_counts(artifact: Artifact, column: str, prefix: str = "part") -> Counter[str]:
+    """How often each value of a column occurs in an artifact."""
+    counts: Counter[str] = Counter()
+    for table in parquet.tables(artifact, [column], prefix):
+        for entry in pc.value_counts(table[column]):
+            counts[entry["values"].as_py()] += entry["counts"].as_py()
+    return counts
 
 
 def _synthesizer(artifact: Artifact) -> dict[str, Any]:

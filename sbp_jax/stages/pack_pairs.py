@@ -37,8 +37,8 @@ def run(
 ) -> Artifact:
     """Writes the rows of one part of the pairs, "train" or "validation".
 
-    All pairs of one d1 are in one part, chosen by a seeded hash of its ordinal: the held-out loss is then on seeds that
-    the synthesizer was not tuned on, though their text may have been the d2 of another seed.
+    The held-out documents are chosen by a seeded hash of their ordinals. Pairs that start from one are validation, and
+    training pairs have none on either side: the held-out loss is on seeds that tuning has never read.
 
     Raises:
       SbpError: an unknown part, a part without pairs, or a pair that does not fit the context.
@@ -76,7 +76,9 @@ def _chosen(pairs: Artifact, part: str, validation: float, seed: int) -> pa.Tabl
     table = table.filter(pc.equal(table["verdict"], "accepted"))
     seeds = np.unique(table["d1"].to_numpy())
     held_out = seeds[_hash(f"held out {seed}", seeds[:, None]) / 2.0**64 < validation]
-    table = table.filter(pa.array(np.isin(table["d1"].to_numpy(), held_out) == (part == "validation")))
+    d1_held_out = np.isin(table["d1"].to_numpy(), held_out)
+    d2_held_out = np.isin(table["d2"].to_numpy(), held_out)
+    table = table.filter(pa.array(d1_held_out if part == "validation" else ~(d1_held_out | d2_held_out)))
     both = np.stack([table["d1"].to_numpy(), table["d2"].to_numpy()], axis=1)
     # Pairs are unique, so that stable sorting by hash is a function of the set of pairs up to a collision of hashes.
     return table.take(pa.array(np.argsort(_hash(f"order {seed}", both), kind="stable")))
