@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = 
     spec = importlib.util.spec_from_file_location(f"sbp_config_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.absolute()))  # a variant imports the config beside it
     try:
         spec.loader.exec_module(module)
     except Exception as error:

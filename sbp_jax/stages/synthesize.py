@@ -81,7 +81,7 @@ def run(
             f"{output.label}: none of the {too_long:,} capped documents leaves room for {LEAST_ROOM} new tokens"
             f" in a context of {context}; raise tuning.context"
         )
-    mean_length = capped.stats["targets"] / capped.stats["documents"]
+    mean_length = min(capped.stats["targets"] / capped.stats["documents"], synthesis.max_new_tokens)
     total = math.ceil(share * token_budget(training_tokens, oracle) * synthesis.oversample / mean_length)
     size = synthesis.documents_per_shard
     missing = [index for index in range(math.ceil(total / size)) if not output.has(f"part-{index:05d}.parquet")]

@@ -1,0 +1,154 @@
+"""The graph of stages: what a changed field runs again, what is left alone, who may work in a folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+import pytest
+
+from sbp_jax.config import Corpus, Experiment
+from sbp_jax.derived import derive
+from sbp_jax.errors import SbpError
+from sbp_jax.experiments import load
+from sbp_jax.overrides import override
+from sbp_jax.pipeline import Pipeline
+
+CONFIGS = sorted(Path("configs").glob("*.py"))
+REAL_ROWS = {"rows-capped", "rows-oracle", "rows-validation", "rows-test"}
+ARMS = {"train-repetition-0", "train-sbp-0", "train-oracle-0"}
+SCORES = {"score-repetition-0", "score-sbp-0", "score-oracle-0"}
+SBP_ARM = {"train-sbp-0", "score-sbp-0", "report"}
+SYNTHETIC = {"synthetic", "tokens-synthetic", "rows-synthetic"} | SBP_ARM
+SYNTHESIZED = {"synthesized"} | SYNTHETIC
+SYNTHESIZER = {"synthesizer"} | SYNTHESIZED
+PAIRS = {"pairs", "rows-pairs-train", "rows-pairs-validation"} | SYNTHESIZER
+NEIGHBORS = {"neighbors"} | PAIRS
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Experiment:
+    corpus = tmp_path / "documents.jsonl"
+    corpus.write_text('{"id": "a", "text": "some text"}\n')
+    return Experiment(name="test", corpus=Corpus(paths=(str(corpus),)))
+
+
+def keys(experiment: Experiment, workdir: Path) -> dict[str, str]:
+    return {name: recipe.key for name, recipe in Pipeline(experiment, str(workdir)).recipes.items()}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "again"),
+    [
+        ("filters.max_copied=0.1", SYNTHETIC),
+        ("synthesis.temperature=0.7", SYNTHESIZED),
+        ("tuning.peak_lr=1e-4", SYNTHESIZER),
+        ("pairs.threshold=0.6", PAIRS),
+        ("neighbors.top_k=7", NEIGHBORS),
+        ("embedding.max_tokens=64", {"embeddings"} | NEIGHBORS),
+        ("arms.sbp.synthetic_share=0.5", SYNTHESIZED),
+        ("training.peak_lr=1e-4", ARMS | SCORES | SYNTHESIZER),
+        ("tokenizer.vocab_size=300", None),
+        ("splits.seed=1", None),
+        ("note=another", {"report"}),
+        ("execution.slots=8", set()),
+        ("execution.mesh.tensor=2", set()),
+        ("corpus.max_skipped=0.5", set()),
+    ],
+)
+def test_a_changed_field_makes_again_exactly_what_depends_on_it(experiment, tmp_path, assignment, again):
+    before, after = keys(experiment, tmp_path), keys(override(experiment, assignment), tmp_path)
+    changed = {name for name in before if before[name] != after[name]}
+    if again is None:
+        kept = {"documents"} if assignment.startswith("splits") else {"documents", "splits", "embeddings", "neighbors"}
+        assert changed == set(before) - kept
+    else:
+        assert changed == again
+
+
+def test_the_content_of_the_corpus_is_in_every_recipe_and_its_place_is_not(experiment, tmp_path):
+    before = keys(experiment, tmp_path)
+    moved = tmp_path / "elsewhere" / "documents.jsonl"
+    moved.parent.mkdir()
+    moved.write_text(Path(experiment.corpus.paths[0]).read_text())
+    elsewhere = replace(experiment, corpus=replace(experiment.corpus, paths=(str(moved),)))
+    assert keys(elsewhere, tmp_path) == before
+    moved.write_text('{"id": "a", "text": "some other text"}\n')
+    assert not set(keys(elsewhere, tmp_path).values()) & set(before.values())
+
+
+def test_two_runs_in_one_work_folder_are_refused(experiment, tmp_path):
+    pipeline = Pipeline(experiment, str(tmp_path / "work"))
+    (tmp_path / "work").mkdir()
+    with filelock.FileLock(tmp_path / "work" / ".lock"):
+        with pytest.raises(SbpError, match="another run is working in"):
+            pipeline.run(print)
+
+
+def test_a_stage_alone_needs_its_inputs_and_an_unknown_one_is_named(experiment, tmp_path):
+    pipeline = Pipeline(experiment, str(tmp_path))
+    with pytest.raises(SbpError, match="splits needs documents, which is not complete"):
+        pipeline.run(print, only="split")
+    with pytest.raises(SbpError, match="there is no stage splitt; stages: embed, filter"):
+        pipeline.run(print, until="splitt")
+
+
+def test_until_makes_only_what_leads_there(experiment, tmp_path):
+    pipeline = Pipeline(experiment, str(tmp_path))
+    pipeline.run(lambda line: None, until="ingest")
+    states = {status.name: status.state for status in pipeline.status()}
+    assert states.pop("documents") == "done" and set(states.values()) == {"missing"}
+
+
+def test_clean_lists_what_no_experiment_uses_and_keeps_the_rest(experiment, tmp_path):
+    first = Pipeline(experiment, str(tmp_path))
+    first.run(lambda line: None, until="ingest")
+    other = Pipeline(replace(experiment, name="other", corpus=replace(experiment.corpus, sample=0.99)), str(tmp_path))
+    other.run(lambda line: None, until="ingest")
+    assert first.unused() == other.unused() == []
+    changed = Pipeline(replace(experiment, corpus=replace(experiment.corpus, documents_per_shard=7)), str(tmp_path))
+    changed.run(lambda line: None, until="ingest")
+    assert changed.unused() == [first.path("documents")], "the first one's name is now used for another recipe"
+    changed.remove(changed.unused())
+    assert not first.path("documents").exists()
+    assert other.artifact("documents") is not None and changed.artifact("documents") is not None
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_and_its_tiny_variant_are_sound(path, tmp_path):
+    for tiny in (False, True):
+        experiment = load(str(path), tiny=tiny)
+        derived = derive(Pipeline(experiment, str(tmp_path)))
+        assert derived["steps"] > 0 and derived["parameters"] > 0
+        json.dumps(derived)
+
+
+@pytest.mark.parametrize(
+    ("name", "synthetic", "epochs", "parameters"),
+    [("200b_3b", 75e9, 12.5, 3e9), ("1t_3b", 125e9, 17.5, 3e9), ("1t_6b", 250e9, 15.0, 6e9)],
+)
+def test_the_papers_configs_give_the_papers_numbers(name, synthetic, epochs, parameters, tmp_path):
+    """Table of the paper's three scales: synthetic tokens, passes over the real ones, size."""
+    derived = derive(Pipeline(load(f"configs/paper_{name}.py"), str(tmp_path)))
+    assert derived["synthetic tokens needed"] == synthetic
+    assert derived["real epochs"]["sbp"] == epochs and derived["real epochs"]["repetition"] == 20
+    assert abs(derived["parameters"] / parameters - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("splits.capped=1.5", "splits.capped is 1.5; it is a fraction"),
+        ("splits.oracle=0.1", "which it lies inside of"),
+        ("synthesis.top_p=0", "synthesis.top_p is 0"),
+        ("synthesis.temperature=-1", "synthesis.temperature is negative"),
+        ("model.kv_heads=3", "must be a multiple of model.kv_heads"),
+        ("model.dtype=float16", "it may be float32 or bfloat16"),
+        ("arms.sbp.real=synthetic", "it may be capped or oracle"),
+        ("training.batch_rows=0", "it must be above 0"),
+        ("corpus.paths=", "corpus.paths is empty"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_before_anything_runs(assignment, message):
+    with pytest.raises(SbpError, match=message):
+        load("configs/quickstart.py", [assignment])
