@@ -1,0 +1,151 @@
+"""The quickstart's tiny variant, from documents to a report, on the real components."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sbp_jax.artifacts import Artifact, parquet
+from sbp_jax.experiments import load
+from sbp_jax.pipeline import Pipeline
+from sbp_jax.training.metrics import read_metrics
+
+CONFIG = "configs/quickstart.py"
+
+
+def command(workdir: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "sbp_jax", "run", CONFIG, "--tiny", "--workdir", str(workdir), *arguments]
+
+
+def run(workdir: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(workdir, *arguments), capture_output=True, text=True)
+
+
+def artifacts(workdir: Path) -> dict[str, Artifact]:
+    pipeline = Pipeline(load(CONFIG, tiny=True), str(workdir))
+    found = {name: pipeline.artifact(name) for name in pipeline.nodes}
+    assert all(found.values()), [name for name, artifact in found.items() if artifact is None]
+    return found
+
+
+def numbers(made: dict[str, Artifact]) -> dict[str, object]:
+    """Everything that must not depend on whether a run was killed: checksums, losses, ledgers, scores."""
+    trained = [name for name in made if name.startswith("train-") or name == "synthesizer"]
+    volatile = {"metrics.jsonl"}  # holds times; its losses are compared below
+    result: dict[str, object] = {
+        name: [(file.name, file.checksum) for file in artifact.files if file.name not in volatile]
+        for name, artifact in made.items()
+    }
+    for name in trained:
+        lines = read_metrics(made[name].path / "metrics.jsonl")
+        result[f"losses of {name}"] = [{**line, "time": 0} for line in lines]
+    return result
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = run(workdir)
+    assert done.returncode == 0, done.stderr
+    (workdir / "stdout.txt").write_text(done.stdout)
+    return workdir
+
+
+def test_the_run_ends_with_the_arms_the_gap_three_examples_and_the_report(undisturbed):
+    out = (undisturbed / "stdout.txt").read_text()
+    for arm in ("repetition", "sbp", "oracle"):
+        assert f"\n{arm} " in out
+    assert "gap" in out and out.count("Synthetic document ") == 3
+    report = Path(out.strip().splitlines()[-1].removeprefix("report: "))
+    assert report.is_file() and "<html" in report.read_text()[:200]
+
+
+def test_every_arm_saw_as_many_tokens_and_exactly_those_planned(undisturbed):
+    made = artifacts(undisturbed)
+    ledgers = {
+        arm: json.loads(made[f"train-{arm}-0"].file("ledger.json").read_text())
+        for arm in ("repetition", "sbp", "oracle")
+    }
+    totals = {arm: sum(stream["tokens"] for stream in ledger.values()) for arm, ledger in ledgers.items()}
+    assert len(set(totals.values())) == 1
+    synthetic = ledgers["sbp"]["synthetic"]
+    assert 0 < synthetic["tokens"] == synthetic["planned_tokens"] and synthetic["epochs"] <= 1
+    for arm, ledger in ledgers.items():
+        targets = sum(line["targets"] for line in read_metrics(made[f"train-{arm}-0"].path / "metrics.jsonl"))
+        assert targets == sum(stream["tokens"] for stream in ledger.values())
+
+
+def test_synthetic_documents_can_be_traced_to_their_seeds(undisturbed):
+    made = artifacts(undisturbed)
+    rows = parquet.read(made["synthetic"]).to_pylist()
+    splits = parquet.read(made["splits"])["split"].to_pylist()
+    ids = parquet.read(made["documents"])["id"].to_pylist()
+    assert [row["ordinal"] for row in rows] == list(range(len(rows)))
+    for row in rows:
+        assert splits[row["seed"]] == "capped" and ids[row["seed"]] == row["seed_id"]
+        assert row["synthesizer"] == made["synthesizer"].key and row["finish"] in ("end", "length")
+    assert len({(row["seed"], row["sample"]) for row in rows}) == len(rows)
+
+
+def test_a_second_run_does_nothing_again(undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "artifacts").rglob("*") if path.is_file()}
+    done = run(undisturbed)
+    assert done.returncode == 0 and "..." not in done.stderr
+    after = {path: path.stat().st_mtime_ns for path in (undisturbed / "artifacts").rglob("*") if path.is_file()}
+    assert before == after
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_numbers(undisturbed, tmp_path):
+    """SIGKILL at random moments, until the run comes through."""
+    chance = random.Random(time.time_ns())
+    kills, returncode = 0, None
+    while returncode is None:
+        process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True, start_new_session=True)
+        try:
+            _, err = process.communicate(timeout=chance.uniform(4, 25))
+            returncode = process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            assert kills < 40, "no progress between kills"
+    assert returncode == 0 and kills >= 2, err
+    assert numbers(artifacts(tmp_path)) == numbers(artifacts(undisturbed))
+
+
+@pytest.mark.slow
+def test_another_corpus_needs_only_its_path_and_field_names(tmp_path):
+    """Documents as other people keep them: Parquet, no ids, another name for the text."""
+    with gzip.open("data/wikipedia_vital/documents.jsonl.gz", "rt") as stream:
+        texts = [json.loads(line)["text"] for line in stream][::16]
+    pq.write_table(pa.table({"body": texts}), tmp_path / "corpus.parquet")
+    fields = {"paths": tmp_path / "corpus.parquet", "text_field": "body", "id_field": "none", "sample": 1}
+    sets = [part for name, value in fields.items() for part in ("--set", f"corpus.{name}={value}")]
+    done = run(tmp_path / "work", *sets)
+    assert done.returncode == 0, done.stderr
+    assert "Synthetic document 3" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_run_in_one_sentence_and_loses_nothing(undisturbed, tmp_path):
+    """The corpus's tokens cannot be written; what was made before is kept, and the run goes on when there is room."""
+    pipeline = Pipeline(load(CONFIG, tiny=True), str(tmp_path))
+    shard = pipeline.path("tokens") / "part-00000.array_record"
+    shard.parent.mkdir(parents=True)
+    os.symlink("/dev/full", shard)
+    done = run(tmp_path, "--until", "tokens")
+    assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
+    shard.unlink()
+    done = run(tmp_path, "--until", "tokens")
+    assert done.returncode == 0 and "documents ..." not in done.stderr, "only the tokens are made again"
+    assert pipeline.artifact("tokens").files == artifacts(undisturbed)["tokens"].files
