@@ -54,7 +54,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         embedding=replace(experiment.embedding, max_tokens=64),
         neighbors=replace(experiment.neighbors, top_k=10),
         pairs=replace(experiment.pairs, threshold=0.4, minimum=20),
-        synthesis=replace(experiment.synthesis, max_new_tokens=64, oversample=1.5, documents_per_shard=64),
+        synthesis=replace(experiment.synthesis, max_new_tokens=64, oversample=5.0, documents_per_shard=64),
         filters=replace(experiment.filters, min_words=1, max_repetition=0.9, max_copied=0.9, keep_unfinished=True),
         seeds=experiment.seeds[:1],
         execution=replace(experiment.execution, slots=32),

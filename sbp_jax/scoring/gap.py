@@ -37,14 +37,16 @@ def gap_closed(
       arm, repetition, oracle: nats of each document under each arm.
       targets: tokens of each document.
     """
-    draws = np.random.default_rng(0).integers(0, len(targets), (RESAMPLES, len(targets)))
-    tokens = targets[draws].sum(axis=1)
-    gains = (repetition - oracle)[draws].sum(axis=1) / tokens
-    low, high = _interval(gains)
+    random = np.random.default_rng(0)
+    sums = np.empty((RESAMPLES, 3))  # of the oracle's gain, the arm's gain and the tokens of the documents drawn
+    columns = np.stack([repetition - oracle, repetition - arm, targets], axis=1)
+    for index in range(RESAMPLES):
+        sums[index] = columns[random.integers(0, len(targets), len(targets))].sum(axis=0)
+    low, high = _interval(sums[:, 0] / sums[:, 2])
     gain = (float((repetition - oracle).sum() / targets.sum()), low, high)
     if low <= 0.0:
         return Gap(None, None, None, gain)
-    closed = (repetition - arm)[draws].sum(axis=1) / tokens / gains
+    closed = sums[:, 1] / sums[:, 0]
     value = float((repetition - arm).sum() / (repetition - oracle).sum())
     return Gap(value, *_interval(closed), gain)
 

@@ -5,6 +5,11 @@ Legend: N vectors, Q queries, D width, K results.
 """
 
 import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +71,26 @@ def build(vectors_ND: np.ndarray, chosen: Settings) -> Any:
     builder = builder.score_ah(
         chosen.dimensions_per_block, anisotropic_quantization_threshold=chosen.anisotropic_threshold
     )
-    return builder.reorder(chosen.reorder).build()
+    with _quiet():
+        return builder.reorder(chosen.reorder).build()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what the C++ of ScaNN writes to stderr, which no setting turns off, for the case of an error."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(stderr, kept.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def search(index: Any, vectors_ND: np.ndarray, queries: np.ndarray, chosen: Settings) -> tuple[np.ndarray, np.ndarray]:
