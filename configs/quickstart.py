@@ -41,9 +41,9 @@ def get_config() -> Experiment:
             Arm("oracle", real="oracle"),
         ),
         note=(
-            "This scale is far below what could show the paper's effect: 0.7 million parameters, a capped set of 1,400"
-            " short documents, an oracle ratio of 3 instead of 20. The numbers show that the pipeline works from end"
-            " to end, not what synthetic bootstrapped pretraining is worth."
+            "This scale is far below what could show the paper's effect: less than a million parameters, and an oracle"
+            " with 3 times the data instead of 20. The numbers show that the pipeline works from end to end, not what"
+            " synthetic bootstrapped pretraining is worth."
         ),
     )
 

@@ -130,7 +130,12 @@ def _pipeline(options: argparse.Namespace) -> "Pipeline":
     from sbp_jax.pipeline import Pipeline
 
     experiment = load(options.config, options.set, options.tiny)
-    return Pipeline(experiment, str(Path(options.workdir or f"runs/{experiment.name}").absolute()))
+    workdir = options.workdir or f"runs/{experiment.name}"
+    if "://" in workdir:
+        raise SbpError(
+            f"--workdir {workdir}: runs work in local folders for now; copy the finished folder to the bucket"
+        )
+    return Pipeline(experiment, str(Path(workdir).absolute()))
 
 
 def _parser() -> argparse.ArgumentParser:

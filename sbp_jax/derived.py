@@ -2,11 +2,7 @@
 
 from typing import Any
 
-import jax
-from flax import nnx
-
-from sbp_jax.config import Experiment
-from sbp_jax.model.decoder import Decoder
+from sbp_jax.model.parameters import count
 from sbp_jax.pipeline import Pipeline
 from sbp_jax.text.documents import source_files
 
@@ -16,8 +12,8 @@ BYTES_PER_TOKEN = 4.0  # of English text; only for estimates before anything is 
 def derive(pipeline: Pipeline) -> dict[str, Any]:
     """The derived numbers, and under "tokens from" where the token counts they rest on come from.
 
-    That is the packed rows where they are made already, the corpus's known size (`corpus.tokens`) where it is given,
-    and otherwise the size of its files.
+    That is the corpus's known size (`corpus.tokens`) where it is given, the packed rows where they are made already,
+    and otherwise the size of the files.
 
     Raises:
       SbpError: the corpus is neither known nor there to be measured.
@@ -29,7 +25,7 @@ def derive(pipeline: Pipeline) -> dict[str, Any]:
     steps = budget // step_tokens
     share = max(arm.synthetic_share for arm in experiment.arms)
     return {
-        "parameters": _parameters(experiment),
+        "parameters": count(experiment.model, experiment.tokenizer.vocab_size),
         "tokens from": source,
         "unique real tokens": {"capped": capped, "oracle": oracle},
         "training tokens": steps * step_tokens,
@@ -61,9 +57,3 @@ def _unique_tokens(pipeline: Pipeline) -> tuple[int, int, str]:
         size += file.stat().length * unpacking
     tokens = size / BYTES_PER_TOKEN * training
     return round(tokens * splits.capped), round(tokens * splits.oracle), "the size of the files, roughly"
-
-
-def _parameters(experiment: Experiment) -> int:
-    """Parameters of the model, exact but for the vocabulary, which a corpus too small to fill it makes smaller."""
-    module = nnx.eval_shape(lambda: Decoder(experiment.model, experiment.tokenizer.vocab_size, nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))

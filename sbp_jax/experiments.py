@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Experiment, Training
+from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Experiment
 from sbp_jax.errors import SbpError
 from sbp_jax.overrides import override
 
@@ -25,14 +25,14 @@ def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = 
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.parent.absolute()))  # a variant imports the config beside it
+    name = "tiny" if tiny else "get_config"
     try:
         spec.loader.exec_module(module)
+        experiment = getattr(module, name)() if hasattr(module, name) else None
     except Exception as error:
         raise SbpError(f"the config file {path} does not run: {type(error).__name__}: {error}") from error
-    function = getattr(module, "tiny" if tiny else "get_config", None)
-    if function is None:
-        raise SbpError(f"the config file {path} has no function {'tiny' if tiny else 'get_config'}()")
-    experiment = function()
+    if not isinstance(experiment, Experiment):
+        raise SbpError(f"the config file {path} has no function {name}() that returns an Experiment")
     for assignment in assignments:
         experiment = override(experiment, assignment)
     check(experiment)
@@ -57,6 +57,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         synthesis=replace(experiment.synthesis, max_new_tokens=64, oversample=5.0, documents_per_shard=64),
         filters=replace(experiment.filters, min_words=1, max_repetition=0.9, max_copied=0.9, keep_unfinished=True),
         seeds=experiment.seeds[:1],
+        note="This is the tiny variant: it shows that the pipeline runs from end to end, and nothing else.",
         execution=replace(experiment.execution, slots=32),
     )
 
@@ -64,6 +65,8 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
 def check(experiment: Experiment) -> None:
     """Raises `SbpError` for values that cannot work, naming the field and what it may be."""
     splits, model = experiment.splits, experiment.model
+    held_out = splits.validation + splits.test
+    _demand(held_out < 1, f"splits.validation + splits.test is {held_out:g}; it leaves nothing to train on")
     fractions = {
         "corpus.sample": experiment.corpus.sample,
         "corpus.max_skipped": experiment.corpus.max_skipped,
@@ -80,6 +83,9 @@ def check(experiment: Experiment) -> None:
         "filters.max_repetition": experiment.filters.max_repetition,
         "filters.max_copied": experiment.filters.max_copied,
     } | {f"arms.{arm.name}.synthetic_share": arm.synthetic_share for arm in experiment.arms}
+    for name in ("splits", "pairs"):
+        least = getattr(experiment, name).near_duplicate
+        _demand(least > 0, f"{name}.near_duplicate is {least:g}; at 0 every document is a copy of every other")
     for name, value in fractions.items():
         _demand(0.0 <= value <= 1.0, f"{name} is {value:g}; it is a fraction from 0 to 1")
     positive = {
@@ -123,16 +129,21 @@ def check(experiment: Experiment) -> None:
         )
     for arm in experiment.arms:
         _demand(arm.real in ("capped", "oracle"), f"arms.{arm.name}.real is {arm.real}; it may be capped or oracle")
+        if arm.name in (BASE_ARM, ORACLE_ARM):
+            real = "capped" if arm.name == BASE_ARM else "oracle"
+            plain = arm.real == real and arm.synthetic_share == 0
+            _demand(
+                plain, f"the arm {arm.name} reads the {real} set and nothing else; give the changed one another name"
+            )
+    seeds = {"seeds": experiment.seeds, "splits.seed": (splits.seed,), "synthesis.seed": (experiment.synthesis.seed,)}
+    for name, values in seeds.items():
+        _demand(all(0 <= seed < 2**32 for seed in values), f"{name} must lie between 0 and {2**32 - 1}")
+    _demand(len(set(experiment.seeds)) == len(experiment.seeds), "seeds has the same number twice")
 
 
 def _demand(condition: bool, message: str) -> None:
     if not condition:
         raise SbpError(message)
-
-
-def steps(training: Training, tokens: int) -> int:
-    """Whole steps in a budget of target positions."""
-    return tokens // (training.batch_rows * training.context)
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The stage instances of an experiment and how they feed one another: the whole method on one page."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ from etils import epath
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import BASE_ARM, Experiment
 from sbp_jax.model import encoder
+from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
     embed,
     filter,
@@ -28,6 +30,10 @@ from sbp_jax.stages import (
     tune,
 )
 from sbp_jax.text import documents
+
+
+def _files(path: str) -> list[epath.Path]:
+    return [epath.Path(path).expanduser()]
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,11 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         "documents", ingest, {}, {"corpus": experiment.corpus}, lambda: documents.source_files(experiment.corpus.paths)
     )
     splits = add("splits", split, {"documents": real}, {"splits": experiment.splits})
-    own_tokenizer = None if settings.path is None else (lambda: [epath.Path(settings.path).expanduser()])
+    if settings.path is None:
+        own_tokenizer = None
+    else:  # what is to be trained is then of no account
+        own_tokenizer = partial(_files, settings.path)
+        settings = replace(settings, vocab_size=0)
     tokenizer = add(
         "tokenizer", train_tokenizer, {"documents": real, "splits": splits}, {"tokenizer": settings}, own_tokenizer
     )
@@ -173,5 +183,5 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             config = {"model": experiment.model, "batch_rows": experiment.training.batch_rows}
             scored = add(f"score-{arm.name}-{seed}", score, {"trained": trained, "test": "rows-test"}, config)
             inputs |= {f"trained/{arm.name}/{seed}": trained, f"scored/{arm.name}/{seed}": scored}
-    add("report", report, inputs, {"experiment": experiment})
+    add("report", report, inputs, {"experiment": experiment, "source": to_source(experiment)})
     return nodes

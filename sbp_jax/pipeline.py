@@ -12,7 +12,7 @@ import filelock
 from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, find
-from sbp_jax.artifacts.artifact import finished_files, read_json
+from sbp_jax.artifacts.artifact import count_rows, finished_files, read_json
 from sbp_jax.artifacts.fingerprint import fingerprint
 from sbp_jax.config import Experiment
 from sbp_jax.errors import SbpError
@@ -22,7 +22,13 @@ from sbp_jax.graph import Node, graph
 
 @dataclass(frozen=True)
 class Status:
-    """How far one stage instance is: done, partial or missing."""
+    """How far one stage instance is.
+
+    Attributes:
+      state: done, partial or missing.
+      rows: rows of the finished shards, or steps of a finished training run.
+      seconds: that the attempt which finished it took.
+    """
 
     name: str
     state: str
@@ -71,7 +77,7 @@ class Pipeline:
             if artifact is not None:
                 result.append(Status(name, "done", artifact.rows, artifact.seconds, path))
             elif path.exists():
-                result.append(Status(name, "partial", sum(file.rows for file in finished_files(path)), 0.0, path))
+                result.append(Status(name, "partial", count_rows(finished_files(path)), 0.0, path))
             else:
                 result.append(Status(name, "missing", 0, 0.0, path))
         return result
@@ -91,17 +97,24 @@ class Pipeline:
         with self._lock():
             self._record()
             for name in names:
-                if self.artifact(name) is None:
+                made = self.artifact(name)
+                if made is None:
                     report(f"{name} ...")
                     made = self._make(self.nodes[name])
                     report(f"{name}: {_summary(made)} in {made.seconds:.1f} s")
+                elif only:
+                    report(f"{name}: already done, {_summary(made)}")
 
     def unused(self) -> list[epath.Path]:
         """Artifacts in the work folder that neither this experiment nor the last run of any other there uses."""
         used = {(name, recipe.key) for name, recipe in self.recipes.items()}
         for file in (self.workdir / "experiments").glob("*.json"):
-            record = read_json(file)
-            if record is not None and file.stem != self.experiment.name:
+            if file.stem != self.experiment.name:
+                record = read_json(file)
+                if record is None:
+                    raise SbpError(
+                        f"{file} is damaged, so what it uses is not known; run that experiment once, or delete it"
+                    )
                 used |= set(record["keys"].items())
         folders = sorted((self.workdir / "artifacts").glob("*/*"))
         return [path for path in folders if (path.parent.name, path.name) not in used]
@@ -113,13 +126,15 @@ class Pipeline:
 
     def _select(self, until: str | None, only: str | None) -> list[str]:
         names = list(self.nodes)
-        wanted = until or only
-        if wanted is None:
+        wanted = (until or only or "").replace("_", "-")
+        if not wanted:
             return names
-        chosen = [name for name in names if wanted in (name, self.nodes[name].stage)]
+        chosen = [name for name in names if wanted in (name, self.nodes[name].stage.replace("_", "-"))]
         if not chosen:
-            stages = sorted({node.stage for node in self.nodes.values()})
-            raise SbpError(f"there is no stage {wanted}; stages: {', '.join(stages)}; instances: {', '.join(names)}")
+            stages = sorted({node.stage.replace("_", "-") for node in self.nodes.values()})
+            raise SbpError(
+                f"there is no stage {until or only}; stages: {', '.join(stages)}; instances: {', '.join(names)}"
+            )
         if until:
             needed = set()
             for name in chosen:
@@ -151,7 +166,9 @@ class Pipeline:
         file = self.workdir / "experiments" / f"{self.experiment.name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         keys = {name: recipe.key for name, recipe in self.recipes.items()}
-        file.write_text(json.dumps({"experiment": to_json(self.experiment), "keys": keys}, indent=1))
+        record = json.loads(json.dumps({"experiment": to_json(self.experiment), "keys": keys}))
+        if read_json(file) != record:
+            file.write_text(json.dumps(record, indent=1))
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

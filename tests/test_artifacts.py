@@ -125,5 +125,6 @@ def test_a_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     first, second = (fingerprint([file], memory) for file in files)
     assert first == second
     files[0].write_text("two")
-    os.utime(files[0], (1, 1))
-    assert fingerprint([files[0]], memory) != first
+    assert fingerprint([files[0]], memory) != first, "as many bytes, within the same second"
+    with pytest.raises(SbpError, match="c.jsonl is missing"):
+        fingerprint([epath.Path(tmp_path / "c.jsonl")], memory)

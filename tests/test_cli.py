@@ -40,6 +40,20 @@ def test_a_config_that_does_not_run_says_why(capsys, tmp_path):
     assert "has no function get_config()" in refused(capsys, "config", str(tmp_path / "empty.py"))
 
 
+def test_an_error_inside_a_config_is_the_configs(capsys, tmp_path):
+    (tmp_path / "typo.py").write_text("from sbp_jax.config import *\ndef get_config(): return Training(peek_lr=1)")
+    assert "does not run: TypeError" in refused(capsys, "config", str(tmp_path / "typo.py"))
+
+
+def test_a_tokenizer_that_is_missing_is_named(capsys, tmp_path):
+    message = refused(capsys, "status", CONFIG, "--workdir", str(tmp_path), "--set", "tokenizer.path=nowhere.json")
+    assert "nowhere.json is missing" in message
+
+
+def test_a_bucket_as_work_folder_is_refused(capsys):
+    assert "local folders" in refused(capsys, "status", CONFIG, "--workdir", "gs://bucket/run")
+
+
 def test_an_unknown_field_names_the_nearest(capsys):
     assert "did you mean peak_lr" in refused(capsys, "run", CONFIG, "--set", "training.peek_lr=1")
 
@@ -56,7 +70,7 @@ def test_an_empty_corpus_is_an_error(capsys, tmp_path):
 def test_lines_that_are_not_json_are_named_by_file_and_line(capsys, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"id": "1", "text": "good"}\n{"id": "2", "text": \n')
     message = ingest(capsys, tmp_path, tmp_path / "bad.jsonl", "corpus.sample=1")
-    assert "bad.jsonl" in message and "2" in message
+    assert "bad.jsonl, line 2: not_json" in message
 
 
 def test_a_wrong_text_field_names_the_fields_there_are(capsys, tmp_path):

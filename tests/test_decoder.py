@@ -50,13 +50,49 @@ def test_a_position_does_not_see_what_follows(decoder):
     assert np.abs(before[10:] - after[10:]).max() > 1e-3
 
 
-def test_a_layer_of_the_scan_is_the_layer_written_out(decoder):
-    """Guards the scan over stacked weights: swapping the two layers must change the logits."""
+def reference(tensors: dict[str, np.ndarray], config: Model, tokens: np.ndarray) -> np.ndarray:
+    """Logits of a Qwen3 checkpoint in float64, layer by layer, from nothing but numpy."""
+    count, size, heads, groups = len(tokens), config.head_dim, config.heads, config.heads // config.kv_heads
+
+    def norm(x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_epsilon) * tensors[f"{name}.weight"]
+
+    def rotate(x):
+        angles = np.arange(count)[:, None] * config.rope_base ** (-np.arange(0, size, 2) / size)
+        turned = (x[..., : size // 2] + 1j * x[..., size // 2 :]) * np.exp(1j * angles)[:, None]
+        return np.concatenate([turned.real, turned.imag], axis=-1)
+
+    x = tensors["model.embed_tokens.weight"][tokens].astype(np.float64)
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}."
+        linear = {name: tensors[f"{prefix}{name}.weight"].T for name in huggingface._LAYER.values() if "_proj" in name}
+        normed = norm(x, f"{prefix}input_layernorm")
+        query, key, value = (normed @ linear[f"self_attn.{name}_proj"] for name in "qkv")
+        query = rotate(norm(query.reshape(count, heads, size), f"{prefix}self_attn.q_norm"))
+        key = rotate(norm(key.reshape(count, -1, size), f"{prefix}self_attn.k_norm")).repeat(groups, axis=1)
+        value = value.reshape(count, -1, size).repeat(groups, axis=1)
+        scores = np.einsum("thd,shd->hts", query, key) / np.sqrt(size)
+        weights = np.exp(np.where(np.tri(count, dtype=bool), scores, -np.inf))
+        weights /= weights.sum(-1, keepdims=True)
+        x = x + np.einsum("hts,shd->thd", weights, value).reshape(count, -1) @ linear["self_attn.o_proj"]
+        normed = norm(x, f"{prefix}post_attention_layernorm")
+        gate = normed @ linear["mlp.gate_proj"]
+        x = x + (gate / (1 + np.exp(-gate)) * (normed @ linear["mlp.up_proj"])) @ linear["mlp.down_proj"]
+    table = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+    return norm(x, "model.norm") @ table.T
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_those_of_qwen3_written_out(tied):
+    """Guards RoPE, QK-norm, grouping, feed-forward and the order of the layers: weights and norms are random."""
+    config = Model(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48, tied_embeddings=tied)
+    random = np.random.default_rng(0)
+    shapes = nnx.to_pure_dict(nnx.state(Decoder(config, VOCABULARY, nnx.Rngs(0))))
+    weights = jax.tree.map(lambda leaf: random.normal(leaf.mean(), 0.2, leaf.shape).astype(np.float32), shapes)
     tokens = np.arange(1, 20)
-    pure = nnx.to_pure_dict(nnx.state(decoder))
-    swapped = pure | {"layers": jax.tree.map(lambda stack: stack[::-1], pure["layers"])}
-    other = parameters.bind(MODEL, VOCABULARY, swapped)
-    assert np.abs(logits(decoder, tokens) - logits(other, tokens)).max() > 1e-4
+    ours = logits(parameters.bind(config, VOCABULARY, weights), tokens)
+    theirs = reference(huggingface.to_tensors(weights), config, tokens)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -81,3 +117,5 @@ def test_a_checkpoint_of_another_shape_is_an_error_that_names_the_tensor(tmp_pat
         huggingface.read(path, Model(width=64, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48))
     with pytest.raises(SbpError, match="no tensor model.layers.2"):
         huggingface.read(path, Model(width=32, layers=3, heads=4, kv_heads=2, head_dim=8, ffn=48))
+    with pytest.raises(SbpError, match="11 tensors that the config's model does not"):
+        huggingface.read(path, Model(width=32, layers=1, heads=4, kv_heads=2, head_dim=8, ffn=48))

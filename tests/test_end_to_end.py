@@ -107,7 +107,9 @@ def test_a_second_run_does_nothing_again(undisturbed):
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_numbers(undisturbed, tmp_path):
     """SIGKILL at random moments, until the run comes through."""
-    chance = random.Random(time.time_ns())
+    seed = time.time_ns()
+    print("random moments from seed", seed)
+    chance = random.Random(seed)
     kills, returncode = 0, None
     while returncode is None:
         process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -77,6 +77,16 @@ def test_the_content_of_the_corpus_is_in_every_recipe_and_its_place_is_not(exper
     assert not set(keys(elsewhere, tmp_path).values()) & set(before.values())
 
 
+def test_a_damaged_record_of_another_experiment_stops_clean(experiment, tmp_path):
+    """Its artifacts would count as unused and be removed."""
+    other = Pipeline(replace(experiment, name="other", corpus=replace(experiment.corpus, sample=0.99)), str(tmp_path))
+    other.run(lambda line: None, until="ingest")
+    record = tmp_path / "experiments" / "other.json"
+    record.write_text(record.read_text()[:50])
+    with pytest.raises(SbpError, match="other.json is damaged"):
+        Pipeline(experiment, str(tmp_path)).unused()
+
+
 def test_two_runs_in_one_work_folder_are_refused(experiment, tmp_path):
     pipeline = Pipeline(experiment, str(tmp_path / "work"))
     (tmp_path / "work").mkdir()
@@ -146,6 +156,12 @@ def test_the_papers_configs_give_the_papers_numbers(name, synthetic, epochs, par
         ("model.dtype=float16", "it may be float32 or bfloat16"),
         ("arms.sbp.real=synthetic", "it may be capped or oracle"),
         ("training.batch_rows=0", "it must be above 0"),
+        ("splits.near_duplicate=0", "every document is a copy"),
+        ("splits.validation=0.99", "leaves nothing to train on"),
+        ("arms.repetition.synthetic_share=0.3", "reads the capped set and nothing else"),
+        ("arms.oracle.real=capped", "reads the oracle set and nothing else"),
+        ("seeds=0,0", "the same number twice"),
+        ("synthesis.seed=-1", "must lie between 0"),
         ("corpus.paths=", "corpus.paths is empty"),
     ],
 )

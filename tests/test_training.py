@@ -76,6 +76,23 @@ def test_a_mesh_that_does_not_fit_the_devices_is_an_error():
         build_mesh(MeshShape(1, 1, 2))
 
 
+def in_another_process(folder: epath.Path, before: str = "", devices: int = 8) -> subprocess.CompletedProcess:
+    """Trains `make_run` in a process with so many devices, after running some lines there."""
+    lines = f"""
+import tests.test_training as t
+{before}
+t.train(t.make_run(), t.epath.Path({str(folder)!r}), "other", t.build_mesh(t.MeshShape()))
+"""
+    flags = {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.run([sys.executable, "-c", lines], env=os.environ | flags, capture_output=True)
+
+
+def test_one_device_gives_the_losses_of_eight(undisturbed, tmp_path):
+    done = in_another_process(epath.Path(tmp_path), devices=1)
+    assert done.returncode == 0, done.stderr.decode()
+    np.testing.assert_allclose(losses(epath.Path(tmp_path)), losses(undisturbed), rtol=2e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
 def test_every_mesh_gives_the_losses_of_data_parallelism(undisturbed, tmp_path, shape):
     folder = epath.Path(tmp_path)
@@ -86,9 +103,8 @@ def test_every_mesh_gives_the_losses_of_data_parallelism(undisturbed, tmp_path, 
 def test_a_killed_run_resumes_to_the_same_bits(undisturbed, tmp_path):
     """The process is killed right after step 6 is logged, between checkpoints (every 4 steps)."""
     folder = epath.Path(tmp_path)
-    victim = f"""
+    kill = """
 import os, signal
-import tests.test_training as t
 from sbp_jax.training import loop
 original = loop.MetricsLog.write
 def write(self, line):
@@ -96,10 +112,8 @@ def write(self, line):
     if line["step"] == 6:
         os.kill(os.getpid(), signal.SIGKILL)
 loop.MetricsLog.write = write
-t.train(t.make_run(), t.epath.Path({str(folder)!r}), "victim", t.build_mesh(t.MeshShape()))
 """
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    died = subprocess.run([sys.executable, "-c", victim], env=environment, capture_output=True)
+    died = in_another_process(folder, kill)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert len(losses(folder)) == 6
     finished = train(make_run(), folder, "test", build_mesh(MeshShape()))
@@ -125,7 +139,7 @@ def test_a_checkpoint_of_another_shape_is_an_error(undisturbed, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed, folder)
     wider = Model(width=32, layers=2, heads=2, kv_heads=2, head_dim=8, ffn=32)
-    with pytest.raises(SbpError, match="does not have the shapes"):
+    with pytest.raises(SbpError, match="of another model"):
         train(make_run(model=wider), epath.Path(folder), "test", build_mesh(MeshShape()))
 
 
@@ -133,6 +147,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     optimization = Optimization(context=CONTEXT, batch_rows=8, peak_lr=1e30, clip=1e30, warmup=0.01, evaluate_every=4)
     with pytest.raises(SbpError, match="not finite"):
         train(make_run(20, optimization=optimization), epath.Path(tmp_path), "test", build_mesh(MeshShape()))
+
+
+def test_metrics_that_are_lost_are_an_error_and_not_an_empty_file(undisturbed, tmp_path):
+    """They cannot be made again without training again, which the message says."""
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    (folder / METRICS).unlink()
+    with pytest.raises(SbpError, match="lacks the metrics of steps 1 to 10"):
+        train(make_run(), epath.Path(folder), "test", build_mesh(MeshShape()))
 
 
 def test_a_metrics_line_cut_off_by_a_kill_is_written_again(tmp_path):

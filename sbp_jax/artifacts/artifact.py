@@ -7,7 +7,7 @@ relies on an atomic rename, which buckets do not have.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,8 +47,8 @@ class Artifact:
 
     @property
     def rows(self) -> int:
-        """Rows of the shards; rejected rows and files beside the shards do not count."""
-        return sum(file.rows for file in self.files if file.name.startswith("part-"))
+        """Rows of the shards, or steps of a training run; rejected rows do not count."""
+        return count_rows(self.files)
 
     def file(self, name: str) -> epath.Path:
         """Path of a file, its checksum verified at the first use.
@@ -182,6 +182,10 @@ def finished_files(path: epath.Path) -> list[File]:
         if file.exists() and file.stat().length == record["bytes"] and checksum(file) == record["checksum"]:
             entries.append(File(**record))
     return entries
+
+
+def count_rows(files: Iterable[File]) -> int:
+    return sum(file.rows for file in files if not file.name.startswith("rejected-"))
 
 
 def checksum(path: epath.Path) -> str:

@@ -4,11 +4,16 @@ Legend: L = context, the number of loss-bearing positions a row can hold. A row 
 tokens[i] and predicts tokens[i + 1].
 """
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 
-from sbp_jax.artifacts import Artifact, arrayrecord
+from sbp_jax.artifacts import Artifact, Output, arrayrecord
+from sbp_jax.artifacts.artifact import Writing
+
+ROWS_PER_SHARD = 65_536
 
 
 class Row(NamedTuple):
@@ -47,6 +52,30 @@ def from_bytes(record: bytes) -> Row:
         parts.append(np.frombuffer(record, dtype, length, start))
         start += size
     return Row(*parts)
+
+
+def write_rows(output: Output, rows: Iterator[Row]) -> dict[str, int]:
+    """Writes rows as shards; returns their targets (loss-bearing positions) and how many rows bear loss everywhere."""
+    totals = {"targets": 0, "full_rows": 0}
+
+    def counted() -> Iterator[Row]:
+        for row in rows:
+            targets = int(np.count_nonzero(row.mask))
+            totals["targets"] += targets
+            totals["full_rows"] += targets == len(row.mask)
+            yield row
+
+    def write(writing: Writing) -> None:
+        arrayrecord.write(writing, map(to_bytes, shard))
+
+    remaining, index = counted(), 0
+    while (first := next(remaining, None)) is not None:
+        shard = chain([first], islice(remaining, ROWS_PER_SHARD - 1))
+        output.shard(index, ".array_record", write)
+        for _ in shard:  # rows that an earlier run has written; without one there are none left
+            pass
+        index += 1
+    return totals
 
 
 class RowSource:

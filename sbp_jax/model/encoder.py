@@ -236,7 +236,7 @@ def _folder(model: str) -> epath.Path:
             raise SbpError(f"the package of the encoder {model} is not installed; run `{INSTALL}`") from error
         folder = epath.Path(str(found))
     else:
-        folder = epath.Path(model)
+        folder = epath.Path(model).expanduser()
         if not folder.is_dir():
             raise SbpError(f"embedding.model is {model!r}, which is neither {PACKAGED} nor a folder; give one of them")
     for name in ("model.safetensors", "tokenizer.json"):

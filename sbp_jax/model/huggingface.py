@@ -74,9 +74,10 @@ def read(weights: epath.Path, config: Model) -> Parameters:
     """Parameters from `model.safetensors`, as arrays of the host.
 
     Raises:
-      SbpError: a tensor is missing or has another shape than `config` says.
+      SbpError: the tensors are not those of `config`, by name and shape.
     """
     tensors = safetensors.numpy.load(weights.read_bytes())
+    unused = set(tensors)
     width, head = config.width, config.head_dim
     shapes = {
         "query": (width, config.heads, head),
@@ -96,6 +97,7 @@ def read(weights: epath.Path, config: Model) -> Parameters:
                 f"{weights}: {name} has shape {list(tensors[name].shape)} where the config's model wants {list(shape)};"
                 " set the fields of `model` to those of the checkpoint"
             )
+        unused.discard(name)
         return tensors[name]
 
     def layer(ours: str, index: int) -> np.ndarray:
@@ -113,6 +115,8 @@ def read(weights: epath.Path, config: Model) -> Parameters:
     }
     if not config.tied_embeddings:
         parameters["unembedding"] = take("lm_head.weight", (rows, width))
+    if unused:
+        raise SbpError(f"{weights} has {len(unused)} tensors that the config's model does not, such as {min(unused)}")
     return parameters
 
 

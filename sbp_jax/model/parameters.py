@@ -51,8 +51,9 @@ def place(parameters: Parameters, target: Parameters) -> Parameters:
     )
 
 
-def count(parameters: Parameters) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(parameters))
+def count(config: Model, vocabulary: int) -> int:
+    """Number of parameters, nothing of them made."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(_abstract_module(config, vocabulary))))
 
 
 def _abstract_module(config: Model, vocabulary: int) -> Decoder:

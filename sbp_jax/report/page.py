@@ -15,7 +15,6 @@ from sbp_jax.report import charts
 from sbp_jax.report.charts import Interval, Series
 from sbp_jax.report.examples import RUN, marked, pair_examples, shortened
 from sbp_jax.report.results import Curve, Results, curve, sample_texts
-from sbp_jax.report.source import to_source
 from sbp_jax.report.summary import answers
 from sbp_jax.text.repetition import repetition, words
 
@@ -23,8 +22,8 @@ SIMILARITY_BIN = 0.025
 LENGTH_BINS = 16
 
 
-def render(summary: dict[str, Any], results: Results) -> str:
-    """The page, from the summary and the artifacts that charts and examples need; a function of both alone."""
+def render(summary: dict[str, Any], results: Results, source: str) -> str:
+    """The page, from the summary and the artifacts that charts and examples need; a function of these alone."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,7 +50,7 @@ def render(summary: dict[str, Any], results: Results) -> str:
         "synthesizer_chart": _synthesizer_chart(results),
         "quality": None if results.synthetic is None else _quality(results),
         "corpus_files": results.documents.recipe["config"].get("files", []),
-        "source": to_source(results.experiment),
+        "source": source,
         "run": RUN,
     }
     return environment.get_template("page.html").render(context)

@@ -5,15 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from flax import nnx
 
 from sbp_jax.artifacts import Artifact, parquet
-from sbp_jax.config import Experiment, Model
-from sbp_jax.model.decoder import Decoder
+from sbp_jax.config import Experiment
 from sbp_jax.model.huggingface import CONFIG
 from sbp_jax.training.export import FINAL, LEDGER
 from sbp_jax.training.loop import METRICS
@@ -75,12 +72,6 @@ def ledger(trained: Artifact) -> dict[str, dict[str, Any]]:
 def vocabulary(trained: Artifact) -> int:
     """Rows of a finished model's embedding table: the tokenizer's entries, rounded up."""
     return json.loads(trained.file(f"{FINAL}/{CONFIG}").read_text())["vocab_size"]
-
-
-def parameter_count(model: Model, entries: int) -> int:
-    """Parameters of a decoder with an embedding table of so many rows."""
-    module = nnx.eval_shape(lambda: Decoder(model, entries, nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module)))
 
 
 def curve(trained: Artifact) -> Curve:

@@ -17,9 +17,13 @@ def to_source(experiment: Experiment) -> str:
     """
     names = tuple(PurePath(path).name for path in experiment.corpus.paths)
     own = experiment.tokenizer.path
-    corpus = dataclasses.replace(experiment.corpus, paths=names)
-    tokenizer = dataclasses.replace(experiment.tokenizer, path=None if own is None else PurePath(own).name)
-    return HEADER + _expression(dataclasses.replace(experiment, corpus=corpus, tokenizer=tokenizer), 1) + "\n"
+    placeless = dataclasses.replace(
+        experiment,
+        corpus=dataclasses.replace(experiment.corpus, paths=names),
+        tokenizer=dataclasses.replace(experiment.tokenizer, path=None if own is None else PurePath(own).name),
+        embedding=dataclasses.replace(experiment.embedding, model=PurePath(experiment.embedding.model).name),
+    )
+    return HEADER + _expression(placeless, 1) + "\n"
 
 
 def _expression(value: Any, depth: int) -> str:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.config import BASE_ARM, ORACLE_ARM, Arm
+from sbp_jax.model.parameters import count
 from sbp_jax.report.examples import shortened, synthetic_examples
 from sbp_jax.report.results import (
     Curve,
@@ -18,7 +19,6 @@ from sbp_jax.report.results import (
     curve,
     document_losses,
     ledger,
-    parameter_count,
     vocabulary,
 )
 from sbp_jax.scoring.gap import gap_closed
@@ -41,7 +41,7 @@ def summarize(results: Results) -> dict[str, Any]:
         "name": experiment.name,
         "note": experiment.note,
         "seeds": len(experiment.seeds),
-        "parameters": parameter_count(experiment.model, entries),
+        "parameters": count(experiment.model, entries),
         "vocabulary": entries,
         "uniform_nats_per_token": math.log(entries),
         "arms": arms,

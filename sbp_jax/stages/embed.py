@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Embedding, Execution
+from sbp_jax.data.splits import members
 from sbp_jax.model.encoder import load
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.progress import progress
@@ -22,9 +22,9 @@ def run(
 ) -> Artifact:
     """Writes `ordinal` and `embedding` of each capped document, in the order of ordinals."""
     encoder = load(embedding.model, build_mesh(execution.mesh))
-    total = sum(_capped(table).num_rows for table in parquet.tables(splits, ["ordinal", "split"]))
-    with progress(output.label, total, "documents") as counter:
-        for index, table in enumerate(_shards(documents, splits)):
+    capped = members(splits, "capped")
+    with progress(output.label, len(capped), "documents") as counter:
+        for index, table in enumerate(_shards(documents, capped)):
             if output.has(f"part-{index:05d}.parquet"):
                 counter.skip(table.num_rows)
 
@@ -39,13 +39,8 @@ def run(
     return output.finish({"model": embedding.model, "width": encoder.width})
 
 
-def _capped(table: pa.Table) -> pa.Table:
-    return table.filter(pc.equal(table["split"], "capped"))
-
-
-def _shards(documents: Artifact, splits: Artifact) -> Iterator[pa.Table]:
-    """The capped documents, as many a shard; holds two shards of the documents at most."""
-    chosen = np.concatenate([_capped(table)["ordinal"].to_numpy() for table in parquet.tables(splits)])
+def _shards(documents: Artifact, chosen: np.ndarray) -> Iterator[pa.Table]:
+    """The chosen documents, as many a shard; holds two shards of the documents at most."""
     waiting: pa.Table | None = None
     for table in parquet.tables(documents, ["ordinal", "text"]):
         table = table.filter(pa.array(np.isin(table["ordinal"].to_numpy(), chosen)))

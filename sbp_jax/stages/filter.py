@@ -1,7 +1,6 @@
 """Stage `filter`: which synthetic documents are kept, and why each of the others is not."""
 
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +9,7 @@ import xxhash
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Filters
+from sbp_jax.data.splits import members, texts
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 from sbp_jax.text.repetition import repetition, words
@@ -75,20 +75,13 @@ def run(
 
 def _capped_shingles(output: Output, documents: Artifact, splits: Artifact) -> np.ndarray:
     """The shingles of all capped documents: uint64, sorted and unique."""
-    table = parquet.read(splits, ["ordinal", "split"])
-    capped = np.zeros(documents.rows, np.bool_)
-    capped[table["ordinal"].to_numpy()] = table["split"].to_numpy() == "capped"
+    capped = members(splits, "capped")
     found: list[np.ndarray] = []
-    with progress(f"{output.label}: capped shingles", int(capped.sum()), "documents") as counter:
-        for texts in _capped_texts(documents, capped):
-            found.append(np.unique(np.concatenate([np.empty(0, np.uint64), *map(shingles, texts)])))
-            counter.advance(len(texts))
+    with progress(f"{output.label}: capped shingles", len(capped), "documents") as counter:
+        for shard in texts(documents, capped):
+            found.append(np.unique(np.concatenate([np.empty(0, np.uint64), *map(shingles, shard)])))
+            counter.advance(len(shard))
     return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
-
-
-def _capped_texts(documents: Artifact, capped: np.ndarray) -> Iterator[list[str]]:
-    for table in parquet.tables(documents, ["ordinal", "text"]):
-        yield table["text"].filter(capped[table["ordinal"].to_numpy()]).to_pylist()
 
 
 def _judge(table: pa.Table, index: np.ndarray, seen: set[int], filters: Filters) -> tuple[pa.Table, np.ndarray]:

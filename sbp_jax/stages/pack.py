@@ -1,23 +1,20 @@
 """Stage `pack`: the documents of one stream, shuffled, concatenated and cut into rows."""
 
-from collections.abc import Iterable, Iterator
-from functools import partial
-from itertools import chain, count, islice
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow.compute as pc
 
 from sbp_jax.artifacts import Artifact, Output, arrayrecord, parquet
-from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Tokenizer
 from sbp_jax.data.packing import pack
-from sbp_jax.data.rows import Row, to_bytes
+from sbp_jax.data.rows import write_rows
+from sbp_jax.data.splits import members
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import Counter, progress
 from sbp_jax.text.tokenizer import load
 
 VERSION = 1
-ROWS_PER_SHARD = 65_536
 READ = 1024  # documents read at a time
 STREAMS = {"capped": ("capped",), "oracle": ("oracle", "capped"), "validation": ("validation",), "test": ("test",)}
 
@@ -45,17 +42,8 @@ def run(
     if len(ordinals) == 0:
         raise SbpError(f"{output.label}: the {stream} stream has no documents; enlarge its split")
     end_of_document = load(tokenizer.file("tokenizer.json"), settings).end_of_document
-    totals = {"targets": 0, "full_rows": 0}
     with progress(output.label, len(ordinals), "documents") as counter:
-        rows = _counted(pack(_tokens(tokens, ordinals, counter), context, end_of_document), totals)
-        for index in count():
-            row = next(rows, None)
-            if row is None:
-                break
-            shard = chain([row], islice(rows, ROWS_PER_SHARD - 1))
-            output.shard(index, ".array_record", partial(_write, shard=shard))
-            for _ in shard:  # rows that an earlier run has written; without one there are none left
-                pass
+        totals = write_rows(output, pack(_tokens(tokens, ordinals, counter), context, end_of_document))
     stats = {"documents": len(ordinals), "bytes": _text_bytes(documents, ordinals), "context": context}
     return output.finish(totals | stats)
 
@@ -65,8 +53,7 @@ def _members(splits: Artifact | None, stream: str, tokens: Artifact) -> np.ndarr
         return np.arange(tokens.rows)
     if splits is None or stream not in STREAMS:
         raise SbpError(f"unknown stream {stream!r}: with splits one of {', '.join(STREAMS)}, without them synthetic")
-    table = parquet.read(splits, ["ordinal", "split"])
-    return table["ordinal"].to_numpy()[np.isin(table["split"].to_numpy().astype(str), STREAMS[stream])]
+    return members(splits, *STREAMS[stream])
 
 
 def _shuffle(ordinals: np.ndarray) -> np.ndarray:
@@ -84,18 +71,6 @@ def _tokens(tokens: Artifact, ordinals: np.ndarray, counter: Counter) -> Iterato
         for ordinal in batch:
             yield ordinal, np.frombuffer(records[ordinal], "<i4")
         counter.advance(len(batch))
-
-
-def _counted(rows: Iterable[Row], totals: dict[str, int]) -> Iterator[Row]:
-    for row in rows:
-        targets = int(np.count_nonzero(row.mask))
-        totals["targets"] += targets
-        totals["full_rows"] += targets == len(row.mask)
-        yield row
-
-
-def _write(writing: Writing, shard: Iterable[Row]) -> None:
-    arrayrecord.write(writing, map(to_bytes, shard))
 
 
 def _text_bytes(documents: Artifact, ordinals: np.ndarray) -> int:

@@ -1,8 +1,6 @@
 """Stage `pack_pairs`: the accepted pairs of one part, shuffled, rendered and packed into rows."""
 
-from collections.abc import Iterable, Iterator
-from functools import partial
-from itertools import chain, count, islice
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -10,16 +8,14 @@ import pyarrow.compute as pc
 import xxhash
 
 from sbp_jax.artifacts import Artifact, Output, arrayrecord, parquet
-from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Tokenizer
 from sbp_jax.data.packing import pack_pairs
-from sbp_jax.data.rows import Row, to_bytes
+from sbp_jax.data.rows import write_rows
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import Counter, progress
 from sbp_jax.text.tokenizer import load
 
 VERSION = 1
-ROWS_PER_SHARD = 65_536
 
 
 def run(
@@ -52,19 +48,10 @@ def run(
             f"a pair of {longest} tokens exceeds tuning.context = {context}; make the pairs for this context"
         )
     text_tokenizer = load(tokenizer.file("tokenizer.json"), settings)
-    totals = {"targets": 0, "full_rows": 0}
     with progress(output.label, len(chosen), "pairs") as counter:
         rendered = _rendered(chosen, tokens, counter)
         packed = pack_pairs(rendered, context, text_tokenizer.end_of_document, text_tokenizer.separator)
-        rows = _counted(packed, totals)
-        for index in count():
-            row = next(rows, None)
-            if row is None:
-                break
-            shard = chain([row], islice(rows, ROWS_PER_SHARD - 1))
-            output.shard(index, ".array_record", partial(_write, shard=shard))
-            for _ in shard:  # rows that an earlier run has written; without one there are none left
-                pass
+        totals = write_rows(output, packed)
     return output.finish(totals | {"pairs": len(chosen), "context": context})
 
 
@@ -97,14 +84,3 @@ def _rendered(pairs: pa.Table, tokens: Artifact, counter: Counter) -> Iterator[t
         for d1, d2 in zip(batch["d1"].to_pylist(), batch["d2"].to_pylist(), strict=True):
             yield d2, np.frombuffer(records[d1], "<i4"), np.frombuffer(records[d2], "<i4")
         counter.advance(batch.num_rows)
-
-
-def _counted(rows: Iterable[Row], totals: dict[str, int]) -> Iterator[Row]:
-    for row in rows:
-        totals["targets"] += int(np.count_nonzero(row.mask))
-        totals["full_rows"] += 1  # a row of pairs is never cut short by the end of a stream
-        yield row
-
-
-def _write(writing: Writing, shard: Iterable[Row]) -> None:
-    arrayrecord.write(writing, map(to_bytes, shard))

@@ -22,12 +22,14 @@ def run(
     synthesized: Artifact | None = None,
     synthetic: Artifact | None = None,
     experiment: Experiment,
+    source: str,
     execution: Execution,
     **arms: Artifact,
 ) -> Artifact:
     """Writes the summary and the page; the same artifacts give the same bytes.
 
     Args:
+      source: the experiment as a config file.
       arms: "trained/<arm>/<seed>" and "scored/<arm>/<seed>" for every arm and seed of the experiment.
     """
 
@@ -41,5 +43,5 @@ def run(
     with output.writing("summary.json") as writing:
         writing.path.write_text(json.dumps(summary, indent=1, ensure_ascii=False))
     with output.writing("report.html") as writing:
-        writing.path.write_text(render(summary, results))
+        writing.path.write_text(render(summary, results, source))
     return output.finish({"warnings": len(summary["warnings"])})

@@ -11,6 +11,7 @@ from sbp_jax.artifacts import Artifact, Output, arrayrecord, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Model, Synthesis, Tokenizer
 from sbp_jax.data.budget import training_tokens as token_budget
+from sbp_jax.data.splits import members
 from sbp_jax.errors import SbpError
 from sbp_jax.generation.engine import Completion, Engine, Request
 from sbp_jax.model import huggingface
@@ -72,7 +73,6 @@ def run(
     Raises:
       SbpError: settings out of range, no seed with room behind it, or a model that does not fit or gives no numbers.
     """
-    _check(synthesis)
     text_tokenizer = load(tokenizer.file("tokenizer.json"), settings)
     records = arrayrecord.source(tokens)
     seeds, too_long = _seeds(splits, records, context)
@@ -109,19 +109,9 @@ def run(
     return output.finish(stats)
 
 
-def _check(synthesis: Synthesis) -> None:
-    if not 0 <= synthesis.temperature < math.inf:
-        raise SbpError(f"synthesis.temperature is {synthesis.temperature}; it must be 0 (greedy) or more")
-    if not 0 < synthesis.top_p <= 1:
-        raise SbpError(f"synthesis.top_p is {synthesis.top_p}; it must be above 0 and at most 1 (no truncation)")
-    if synthesis.max_new_tokens < 1 or synthesis.documents_per_shard < 1:
-        raise SbpError("synthesis.max_new_tokens and synthesis.documents_per_shard must be at least 1")
-
-
 def _seeds(splits: Artifact, records: Sequence[bytes], context: int) -> tuple[np.ndarray, int]:
     """Ordinals of the capped documents that leave room to write, and how many do not."""
-    table = parquet.read(splits, ["ordinal", "split"])
-    capped = table["ordinal"].to_numpy()[table["split"].to_numpy() == "capped"]
+    capped = members(splits, "capped")
     prompts = np.array([len(records[ordinal]) // 4 + 2 for ordinal in capped.tolist()], np.int64)
     fits = prompts + LEAST_ROOM <= context
     return capped[fits], int(np.count_nonzero(~fits))

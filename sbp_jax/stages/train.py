@@ -37,9 +37,9 @@ def run(
     Raises:
       SbpError: the budget is smaller than one step, or a stream has no full row.
     """
-    streams = {"real": _full_rows(real, "real")}
+    streams = {"real": _full_rows(real, "real", "lower training.context")}
     if synthetic is not None:
-        streams["synthetic"] = _full_rows(synthetic, "synthetic")
+        streams["synthetic"] = _full_rows(synthetic, "synthetic", "raise synthesis.oversample or loosen the filters")
     tokens = training_tokens(training.tokens, oracle)
     steps = tokens // (training.batch_rows * training.context)
     if steps < 1:
@@ -53,9 +53,9 @@ def run(
     return export.save(output, job, finished, encoder.end_of_document)
 
 
-def _full_rows(artifact: Artifact, name: str) -> RowSource:
+def _full_rows(artifact: Artifact, name: str, remedy: str) -> RowSource:
     rows = artifact.stats["full_rows"]
     if rows < 1:
         context = artifact.stats["context"]
-        raise SbpError(f"the {name} stream is shorter than a row of {context}; lower training.context")
+        raise SbpError(f"the {name} stream is shorter than a row of {context}; {remedy}")
     return RowSource(artifact, rows)

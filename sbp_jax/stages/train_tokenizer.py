@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 from etils import epath
 
-from sbp_jax.artifacts import Artifact, Output, parquet
+from sbp_jax.artifacts import Artifact, Output
 from sbp_jax.config import Execution, Tokenizer
+from sbp_jax.data.splits import members, texts
 from sbp_jax.progress import progress
 from sbp_jax.text.tokenizer import load, train
 
@@ -37,12 +37,8 @@ def run(
 
 
 def _texts(output: Output, documents: Artifact, splits: Artifact) -> Iterator[str]:
-    table = parquet.read(splits, ["ordinal", "split"])
-    capped = np.zeros(documents.rows, np.bool_)
-    capped[table["ordinal"].to_numpy()] = table["split"].to_numpy() == "capped"
-    with progress(output.label, int(capped.sum()), "documents") as counter:
-        for documents_table in parquet.tables(documents, ["ordinal", "text"]):
-            chosen = capped[documents_table["ordinal"].to_numpy()]
-            for text in documents_table["text"].filter(chosen).to_pylist():
-                yield text
-                counter.advance()
+    capped = members(splits, "capped")
+    with progress(output.label, len(capped), "documents") as counter:
+        for shard in texts(documents, capped):
+            yield from shard
+            counter.advance(len(shard))

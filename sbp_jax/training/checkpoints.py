@@ -57,15 +57,15 @@ class Checkpoints:
         """The state and data position after `step` steps, placed as `target` (abstract) says.
 
         Raises:
-          SbpError: the checkpoint holds arrays of other shapes.
+          SbpError: the checkpoint is damaged or holds arrays of other shapes.
         """
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=arguments)
         except ValueError as error:
             raise SbpError(
-                f"the checkpoint in {self.folder / str(step)} does not have the shapes of the config's model;"
-                f" delete {self.folder} to start this run over ({str(error).splitlines()[0]})"
+                f"the checkpoint {self.folder / str(step)} is damaged or of another model;"
+                f" delete {self.folder.parent} to start this run over ({str(error).splitlines()[0]})"
             ) from error
         return restored["state"], restored["position"]
 
