@@ -37,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     _quiet_libraries()
     try:
         options.command(options)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # whoever read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("stopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
@@ -46,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"error: {_message(error)}", file=sys.stderr)
-        return 2 if isinstance(error, SbpError) or _disk_full(error) else 1
+        return 2 if isinstance(error, SbpError | OSError) or _disk_full(error) else 1
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -104,7 +108,7 @@ def _clean(options: argparse.Namespace) -> None:
     for path in unused:
         print(path)
     if not options.yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise SbpError(f"{len(unused)} artifacts are used by no experiment; add --yes to remove them")
         if input(f"remove these {len(unused)} artifacts? [y/N] ").strip().lower() not in ("y", "yes"):
             return
@@ -203,6 +207,8 @@ def _message(error: Exception) -> str:
         at = f" at {where}" if where else ""
         first = str(error).splitlines()[0]
         return f"the disk is full{at}; make room and run again: what was finished is kept ({first})"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; check that path and its permissions, and run again"
     return f"{type(error).__name__}: {error} (a fault of the program; --debug shows where)"
 
 

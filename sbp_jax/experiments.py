@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Experiment
 from sbp_jax.errors import SbpError
-from sbp_jax.overrides import override
+from sbp_jax.overrides import check_types, override
 
 
 def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = False) -> Experiment:
@@ -19,7 +20,7 @@ def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = 
       SbpError: the file is missing or is no config, an override does not fit, or a value makes no sense.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.is_file() or file.suffix != ".py":
         raise SbpError(f"there is no config file {path}; give the path of one, such as configs/quickstart.py")
     spec = importlib.util.spec_from_file_location(f"sbp_config_{file.stem}", file)
     assert spec is not None and spec.loader is not None
@@ -29,7 +30,7 @@ def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = 
     try:
         spec.loader.exec_module(module)
         experiment = getattr(module, name)() if hasattr(module, name) else None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SbpError(f"the config file {path} does not run: {type(error).__name__}: {error}") from error
     if not isinstance(experiment, Experiment):
         raise SbpError(f"the config file {path} has no function {name}() that returns an Experiment")
@@ -64,6 +65,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
 
 def check(experiment: Experiment) -> None:
     """Raises `SbpError` for values that cannot work, naming the field and what it may be."""
+    check_types(experiment)
     splits, model = experiment.splits, experiment.model
     held_out = splits.validation + splits.test
     _demand(held_out < 1, f"splits.validation + splits.test is {held_out:g}; it leaves nothing to train on")
@@ -90,6 +92,13 @@ def check(experiment: Experiment) -> None:
         _demand(0.0 <= value <= 1.0, f"{name} is {value:g}; it is a fraction from 0 to 1")
     positive = {
         "corpus.documents_per_shard": experiment.corpus.documents_per_shard,
+        "corpus.sample": experiment.corpus.sample,
+        "splits.validation": splits.validation,
+        "splits.test": splits.test,
+        "splits.capped": splits.capped,
+        "synthesis.oversample": experiment.synthesis.oversample,
+        "model.norm_epsilon": model.norm_epsilon,
+        "model.rope_base": model.rope_base,
         "neighbors.top_k": experiment.neighbors.top_k,
         "synthesis.max_new_tokens": experiment.synthesis.max_new_tokens,
         "synthesis.documents_per_shard": experiment.synthesis.documents_per_shard,
@@ -105,6 +114,13 @@ def check(experiment: Experiment) -> None:
             positive[f"{section}.{name}"] = getattr(values, name)
     for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ffn"):
         positive[f"model.{name}"] = getattr(model, name)
+    optional = {
+        "training.tokens": experiment.training.tokens,
+        "neighbors.leaves": experiment.neighbors.leaves,
+        "neighbors.leaves_to_search": experiment.neighbors.leaves_to_search,
+        "neighbors.reorder": experiment.neighbors.reorder,
+    }
+    positive |= {name: value for name, value in optional.items() if value is not None}
     for name, value in positive.items():
         _demand(value > 0, f"{name} is {value:g}; it must be above 0")
     _demand(
@@ -122,6 +138,8 @@ def check(experiment: Experiment) -> None:
     _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")
     _demand(bool(experiment.seeds), "seeds is empty; give at least one, such as seeds=0")
     names = [arm.name for arm in experiment.arms]
+    for name in (experiment.name, *names):
+        _demand(bool(re.fullmatch(r"\w[\w.-]*", name)), f"the name {name!r} must be letters, digits, '.', '_' and '-'")
     _demand(len(set(names)) == len(names), f"two arms have one name: {', '.join(names)}")
     for needed in (BASE_ARM, ORACLE_ARM):
         _demand(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any
@@ -85,3 +86,28 @@ def _is_whole(text: str) -> bool:
         return float(text).is_integer()
     except ValueError:
         return False
+
+
+def check_types(value: Any, path: str = "") -> None:
+    """Raises `SbpError` for a field, at any depth, whose value is not of its type; Python itself does not look."""
+    for name, kind in typing.get_type_hints(type(value)).items():
+        _check_type(getattr(value, name), kind, f"{path}{name}")
+
+
+def _check_type(value: Any, kind: Any, path: str) -> None:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is not None:
+            _check_type(value, next(argument for argument in arguments if argument is not type(None)), path)
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise SbpError(f"{path} is {value!r}; it must be a tuple, such as ({value!r},)")
+        for index, entry in enumerate(value):
+            _check_type(entry, arguments[0], f"{path}.{getattr(entry, 'name', index)}")
+    elif kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise SbpError(f"{path} is {value!r}; it must be a number")
+    elif not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise SbpError(f"{path} is {value!r}; it must be of type {kind.__name__}")
+    elif dataclasses.is_dataclass(value):
+        check_types(value, f"{path}.")

@@ -106,16 +106,15 @@ class Pipeline:
                     report(f"{name}: already done, {_summary(made)}")
 
     def unused(self) -> list[epath.Path]:
-        """Artifacts in the work folder that neither this experiment nor the last run of any other there uses."""
+        """Artifacts that neither this experiment nor the last run under any name in the work folder uses."""
         used = {(name, recipe.key) for name, recipe in self.recipes.items()}
         for file in (self.workdir / "experiments").glob("*.json"):
-            if file.stem != self.experiment.name:
-                record = read_json(file)
-                if record is None:
-                    raise SbpError(
-                        f"{file} is damaged, so what it uses is not known; run that experiment once, or delete it"
-                    )
-                used |= set(record["keys"].items())
+            record = read_json(file)
+            if not isinstance(record, dict) or "keys" not in record:
+                raise SbpError(
+                    f"{file} is damaged, so what it uses is not known; run that experiment again, or delete the file"
+                )
+            used |= set(record["keys"].items())
         folders = sorted((self.workdir / "artifacts").glob("*/*"))
         return [path for path in folders if (path.parent.name, path.name) not in used]
 
@@ -172,7 +171,12 @@ class Pipeline:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        self.workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SbpError(
+                f"the work folder {self.workdir} cannot be made ({error.strerror}); choose another"
+            ) from error
         lock = filelock.FileLock(self.workdir / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -200,6 +204,8 @@ def _summary(artifact: Artifact) -> str:
         "documents",
         "tokens",
         "vocab_size",
+        "texts_changed",
+        "texts_sampled",
         "candidates",
         "accepted",
         "pairs",

@@ -9,7 +9,7 @@ from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
 from sbp_jax.config import Execution, Tokenizer
-from sbp_jax.data import packing
+from sbp_jax.data import packing, rows
 from sbp_jax.data.packing import pack, pack_pairs
 from sbp_jax.data.rows import Row, RowSource, from_bytes, to_bytes
 from sbp_jax.errors import SbpError
@@ -199,7 +199,7 @@ def test_a_stream_holds_its_documents_and_no_others_in_shuffled_order(tmp_path):
 
 def test_a_killed_packing_resumes_to_the_same_rows(tmp_path, monkeypatch):
     """A resumed run that forgets to pass over the rows of a finished shard writes them twice."""
-    monkeypatch.setattr(stage, "ROWS_PER_SHARD", 10)
+    monkeypatch.setattr(rows, "ROWS_PER_SHARD", 10)
     inputs = artifacts(tmp_path)
     whole = run_stage(tmp_path, "whole", "oracle", inputs)
     assert len(whole.files) > 2

@@ -1,16 +1,17 @@
 """The graph of stages: what a changed field runs again, what is left alone, who may work in a folder."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import filelock
 import pytest
 
-from sbp_jax.config import Corpus, Experiment
+from sbp_jax.config import Arm, Corpus, Experiment, Splits, Training
 from sbp_jax.derived import derive
 from sbp_jax.errors import SbpError
-from sbp_jax.experiments import load
+from sbp_jax.experiments import check, load
 from sbp_jax.overrides import override
 from sbp_jax.pipeline import Pipeline
 
@@ -53,7 +54,7 @@ def keys(experiment: Experiment, workdir: Path) -> dict[str, str]:
         ("note=another", {"report"}),
         ("execution.slots=8", set()),
         ("execution.mesh.tensor=2", set()),
-        ("corpus.max_skipped=0.5", set()),
+        ("corpus.max_skipped=0.5", {"report"}),
     ],
 )
 def test_a_changed_field_makes_again_exactly_what_depends_on_it(experiment, tmp_path, assignment, again):
@@ -87,6 +88,20 @@ def test_a_damaged_record_of_another_experiment_stops_clean(experiment, tmp_path
         Pipeline(experiment, str(tmp_path)).unused()
 
 
+def test_values_of_the_wrong_type_in_a_config_are_named(experiment):
+    """A string for a tuple of paths would be read as one path a letter, the first of them the root folder."""
+    wrong = {
+        "corpus.paths is '/data/x.jsonl'; it must be a tuple": {"corpus": Corpus(paths="/data/x.jsonl")},
+        "training.peak_lr is '3e-3'; it must be a number": {"training": Training(peak_lr="3e-3")},
+        "seeds is 0; it must be a tuple": {"seeds": 0},
+        "arms.sbp.synthetic_share is None": {"arms": (Arm("sbp", synthetic_share=None),)},
+        "splits.seed is True; it must be of type int": {"splits": Splits(seed=True)},
+    }
+    for message, change in wrong.items():
+        with pytest.raises(SbpError, match=re.escape(message)):
+            check(replace(experiment, **change))
+
+
 def test_two_runs_in_one_work_folder_are_refused(experiment, tmp_path):
     pipeline = Pipeline(experiment, str(tmp_path / "work"))
     (tmp_path / "work").mkdir()
@@ -118,7 +133,8 @@ def test_clean_lists_what_no_experiment_uses_and_keeps_the_rest(experiment, tmp_
     assert first.unused() == other.unused() == []
     changed = Pipeline(replace(experiment, corpus=replace(experiment.corpus, documents_per_shard=7)), str(tmp_path))
     changed.run(lambda line: None, until="ingest")
-    assert changed.unused() == [first.path("documents")], "the first one's name is now used for another recipe"
+    assert changed.unused() == [first.path("documents")], "the name now stands for another recipe"
+    assert first.unused() == [], "the last run's work is used, with other settings on this command line too"
     changed.remove(changed.unused())
     assert not first.path("documents").exists()
     assert other.artifact("documents") is not None and changed.artifact("documents") is not None
@@ -161,6 +177,11 @@ def test_the_papers_configs_give_the_papers_numbers(name, synthetic, epochs, par
         ("arms.repetition.synthetic_share=0.3", "reads the capped set and nothing else"),
         ("arms.oracle.real=capped", "reads the oracle set and nothing else"),
         ("seeds=0,0", "the same number twice"),
+        ("synthesis.oversample=nan", "synthesis.oversample is nan; it must be a number"),
+        ("splits.capped=0", "splits.capped is 0; it must be above 0"),
+        ("training.tokens=-5", "training.tokens is -5; it must be above 0"),
+        ("name=../../elsewhere", "must be letters, digits"),
+        ("arms.sbp.name=a/b", "must be letters, digits"),
         ("synthesis.seed=-1", "must lie between 0"),
         ("corpus.paths=", "corpus.paths is empty"),
     ],

@@ -178,7 +178,13 @@ def make(
 def run(folder: Path, experiment: Experiment = EXPERIMENT, **planted: Any) -> tuple[dict[str, Any], str]:
     """Summary and page of the stage on the artifacts that `make` gives."""
     inputs = make(folder / "inputs", experiment, **planted)
-    artifact = stage.run(_output(folder / "report"), **inputs, experiment=experiment, execution=Execution())
+    artifact = stage.run(
+        _output(folder / "report"),
+        **inputs,
+        experiment=experiment,
+        source=source.to_source(experiment),
+        execution=Execution(),
+    )
     return json.loads(artifact.file("summary.json").read_text()), artifact.file("report.html").read_text()
 
 

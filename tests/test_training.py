@@ -143,6 +143,23 @@ def test_a_checkpoint_of_another_shape_is_an_error(undisturbed, tmp_path):
         train(make_run(model=wider), epath.Path(folder), "test", build_mesh(MeshShape()))
 
 
+@pytest.mark.parametrize("damage", ["array", "validation", "empty"])
+def test_a_damaged_checkpoint_is_an_error_that_says_what_to_delete(undisturbed, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed, folder)
+    latest = folder / "checkpoints" / "10"
+    if damage == "array":
+        for file in (latest / "state" / "d").iterdir():
+            file.write_bytes(bytes(byte ^ 255 for byte in file.read_bytes()))
+    elif damage == "validation":
+        (latest / "metrics" / "metrics").write_text('{"vali')
+    else:
+        (folder / "checkpoints" / "12").mkdir()
+    with pytest.raises(SbpError, match="is damaged or of another model; delete") as refused:
+        train(make_run(), epath.Path(folder), "test", build_mesh(MeshShape()))
+    assert len(str(refused.value)) < 600
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     optimization = Optimization(context=CONTEXT, batch_rows=8, peak_lr=1e30, clip=1e30, warmup=0.01, evaluate_every=4)
     with pytest.raises(SbpError, match="not finite"):

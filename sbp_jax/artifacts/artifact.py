@@ -68,7 +68,7 @@ class Artifact:
             if checksum(path) != entry.checksum:
                 raise SbpError(
                     f"{path} is corrupted (its checksum is not the one written with it);"
-                    " delete that file and run `sbp run` again: it alone is rebuilt"
+                    " delete that file and run `sbp run` again to rebuild it alone"
                 )
             self._verified.add(name)
         return path
@@ -85,7 +85,7 @@ class Artifact:
 def find(path: epath.Path, key: str) -> Artifact | None:
     """The complete artifact in a folder, or None where it is absent or partial."""
     manifest = read_json(path / MANIFEST)
-    if manifest is None:
+    if not isinstance(manifest, dict) or "files" not in manifest:
         return None
     files = tuple(File(**entry) for entry in manifest["files"])
     for entry in files:
@@ -127,7 +127,7 @@ class Output:
         yield writing
         self._files[name] = File(name, writing.rows, path.stat().length, checksum(path), writing.stats)
         marker = self.path / MARKERS / (name.replace("/", "%2F") + ".json")
-        marker.write_text(json.dumps(vars(self._files[name]), ensure_ascii=False))
+        marker.write_text(json.dumps(vars(self._files[name])))
 
     def shard(self, index: int, suffix: str, write: Callable[["Writing"], None], prefix: str = "part") -> File:
         """Writes shard `index` with `write`, unless an earlier run finished it."""
@@ -154,7 +154,7 @@ class Output:
             "seconds": round(time.monotonic() - self._started, 3),
             "execution": self.execution,
         }
-        (self.path / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+        (self.path / MANIFEST).write_text(json.dumps(manifest, indent=1))
         artifact = find(self.path, self.recipe.key)
         assert artifact is not None
         return artifact
@@ -176,7 +176,7 @@ def finished_files(path: epath.Path) -> list[File]:
     entries = []
     for marker in sorted((path / MARKERS).glob("*.json")):
         record = read_json(marker)
-        if record is None:
+        if not isinstance(record, dict) or "checksum" not in record:
             continue
         file = path / record["name"]
         if file.exists() and file.stat().length == record["bytes"] and checksum(file) == record["checksum"]:

@@ -23,7 +23,8 @@ def fingerprint(files: Sequence[epath.Path], memory: epath.Path) -> list[list[An
     Raises:
       SbpError: a file is missing or cannot be read.
     """
-    remembered = read_json(memory) or {}
+    remembered = read_json(memory)
+    remembered = remembered if isinstance(remembered, dict) else {}
     known = dict(remembered)
     shared = os.path.commonpath([file.parent for file in files]) if files else ""
     result = []
@@ -38,7 +39,6 @@ def fingerprint(files: Sequence[epath.Path], memory: epath.Path) -> list[list[An
         raise SbpError(f"{error.filename} is missing; check the paths in the config") from error
     except OSError as error:
         raise SbpError(f"{error.filename} cannot be read ({error.strerror}); check the paths in the config") from error
-    if known != remembered:
-        memory.parent.mkdir(parents=True, exist_ok=True)
+    if known != remembered and memory.parent.exists():
         memory.write_text(json.dumps(known, indent=1))
     return result

@@ -25,7 +25,7 @@ class Recipe:
     @property
     def key(self) -> str:
         """16 hexadecimal digits; equal recipes, and only they, have equal keys."""
-        text = json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False)
+        text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Stage `train_tokenizer`: a byte-level BPE of the capped set, or the user's own tokenizer."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 from etils import epath
 
@@ -12,6 +13,7 @@ from sbp_jax.text.tokenizer import load, train
 
 VERSION = 1
 FILE = "tokenizer.json"
+ROUND_TRIPS = 1000  # texts that are encoded and decoded to see whether a tokenizer changes them
 
 
 def run(
@@ -33,7 +35,12 @@ def run(
     if not output.has(FILE):
         with output.writing(FILE) as writing:
             trained.save(writing.path)
-    return output.finish({"vocab_size": trained.vocab_size})
+    stats = {"vocab_size": trained.vocab_size}
+    if tokenizer.path is not None:  # another's may drop case, accents or spaces
+        sample = list(islice(_texts(output, documents, splits), ROUND_TRIPS))
+        decoded = map(trained.decode, trained.encode_batch(sample))
+        stats |= {"texts_sampled": len(sample), "texts_changed": sum(map(str.__ne__, sample, decoded))}
+    return output.finish(stats)
 
 
 def _texts(output: Output, documents: Artifact, splits: Artifact) -> Iterator[str]:

@@ -11,6 +11,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO, Any
 
 import pyarrow as pa
@@ -20,6 +21,8 @@ from etils import epath
 
 from sbp_jax.config import Corpus
 from sbp_jax.errors import SbpError
+
+SHOWN = 20  # names listed in an error message
 
 LINES = tuple(f".{name}{packing}" for name in ("jsonl", "json", "ndjson") for packing in ("", ".gz", ".zst"))
 DATA = (*LINES, ".parquet")
@@ -118,7 +121,10 @@ def _walk(folder: epath.Path) -> list[epath.Path]:
     files: list[epath.Path] = []
     for path in sorted(folder.iterdir()):
         if not path.name.startswith("."):
-            files.extend(_walk(path) if path.is_dir() else [path])
+            if not path.is_dir():
+                files.append(path)
+            elif not os.path.islink(path):  # which may lead back up
+                files.extend(_walk(path))
     return files
 
 
@@ -179,13 +185,20 @@ def _from_json(line: bytes, file: epath.Path, number: int, corpus: Corpus) -> Do
     try:
         record = json.loads(source)
     except (ValueError, RecursionError) as error:
-        return Skipped(str(file), number, "not_json", str(error))
+        found = "a list over several lines; write one object a line" if source.strip() == b"[" else error
+        return Skipped(str(file), number, "not_json", str(found))
     if not isinstance(record, dict):
         return Skipped(str(file), number, "not_an_object", f"a JSON {type(record).__name__}")
     if corpus.text_field not in record:
-        return Skipped(str(file), number, "no_text_field", f"fields: {', '.join(map(repr, record)) or 'none'}")
+        return Skipped(str(file), number, "no_text_field", f"fields: {_some(record)}")
     identity = record.get(corpus.id_field) if corpus.id_field is not None else None
     return _document(record[corpus.text_field], identity, file, number)
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, for an error message."""
+    shown = list(islice(map(repr, names), SHOWN + 1))
+    return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "") or "none"
 
 
 def _document(text: Any, identity: Any, file: epath.Path, number: int) -> Document | Skipped:
@@ -207,9 +220,10 @@ def _parquet(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
         try:
             table = pq.ParquetFile(stream)
             names = table.schema_arrow.names
-            if corpus.text_field not in names:
-                there = ", ".join(names)
-                raise SbpError(f"{file} has no column {corpus.text_field!r}; set corpus.text_field to one of: {there}")
+            if names.count(corpus.text_field) != 1:
+                count = "no column" if corpus.text_field not in names else "several columns"
+                wanted = f"set corpus.text_field to one of: {_some(names)}"
+                raise SbpError(f"{file} has {count} {corpus.text_field!r}; {wanted}")
             columns = [corpus.text_field]
             if corpus.id_field is not None and corpus.id_field in names:
                 columns.append(corpus.id_field)

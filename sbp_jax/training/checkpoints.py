@@ -14,6 +14,7 @@ from sbp_jax.errors import SbpError
 from sbp_jax.training.step import State
 
 VALIDATION = "validation"
+DAMAGE = (ValueError, KeyError, TypeError, OSError)  # what Orbax raises for files that are not what it wrote
 
 
 class Checkpoints:
@@ -33,7 +34,10 @@ class Checkpoints:
             preservation_policy=keep,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        try:  # it reads the metrics of every checkpoint there is
+            self._manager = ocp.CheckpointManager(folder, options=options)
+        except DAMAGE as error:
+            raise self._damaged(None, error) from error
 
     def save(self, step: int, state: State, position: dict[str, Any], validation: float) -> None:
         """Saves after `step` steps; returns before the files are written."""
@@ -49,7 +53,7 @@ class Checkpoints:
         """Step and validation loss of the best checkpoint, the earlier one of equals."""
         self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps())
-        losses = {step: self._manager.metrics(step)[VALIDATION] for step in steps}
+        losses = {step: self._validation(step) for step in steps}
         best = min(steps, key=lambda step: losses[step])
         return best, losses[best]
 
@@ -62,12 +66,24 @@ class Checkpoints:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target), position=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=arguments)
-        except ValueError as error:
-            raise SbpError(
-                f"the checkpoint {self.folder / str(step)} is damaged or of another model;"
-                f" delete {self.folder.parent} to start this run over ({str(error).splitlines()[0]})"
-            ) from error
+        except DAMAGE as error:
+            self._manager.close()
+            raise self._damaged(step, error) from error
         return restored["state"], restored["position"]
+
+    def _validation(self, step: int) -> float:
+        try:
+            return self._manager.metrics(step)[VALIDATION]
+        except DAMAGE as error:
+            raise self._damaged(step, error) from error
+
+    def _damaged(self, step: int | None, error: Exception) -> SbpError:
+        cause = str(error).splitlines()[0].partition("[")[0][:200]
+        where = f"the checkpoint {self.folder / str(step)}" if step is not None else f"a checkpoint in {self.folder}"
+        return SbpError(
+            f"{where} is damaged or of another model;"
+            f" delete {self.folder.parent} to start this run over ({cause.strip()})"
+        )
 
     def close(self) -> None:
         """Waits until everything saved is on disk."""

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh) -> Finished:
     step, log = train_step(*setup), MetricsLog(folder / METRICS, done)
     unread: tuple[int, StepMetrics] | None = None
 
-    with progress(label, run.steps, "steps") as counter:
+    with closing(log), closing(checkpoints), progress(label, run.steps, "steps") as counter:
         counter.skip(done)
         for batch in _batches(run, done):
             state, metrics = step(state, to_device(batch, mesh))
@@ -94,11 +95,8 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh) -> Finished:
                 checkpoints.save(done, state, {"ledger": ledger}, validation)
                 counter.advance(0, f"validation {validation:.3f}")
             counter.advance()
-    log.close()
-
-    best_step, best_validation = checkpoints.best()
-    best = state if best_step == done else checkpoints.restore(best_step, target)[0]
-    checkpoints.close()
+        best_step, best_validation = checkpoints.best()
+        best = state if best_step == done else checkpoints.restore(best_step, target)[0]
     return Finished(state.parameters, best.parameters, best_step, best_validation, ledger)
 
 
