@@ -214,8 +214,8 @@ def _summary(artifact: Artifact) -> str:
         "best_validation",
         "nats_per_token",
     )
-    counts = [f"{_number(artifact.stats[name])} {name}" for name in telling if name in artifact.stats]
-    return ", ".join(counts) or f"{artifact.rows:,} rows"
+    counts = [f"{_number(artifact.stats[name])} {name}" for name in telling if artifact.stats.get(name)]
+    return ", ".join(counts) or (f"{artifact.rows:,} rows" if artifact.rows else "written")
 
 
 def _number(value: Any) -> str:
