@@ -81,9 +81,10 @@ def _status(options: argparse.Namespace) -> None:
         print(json.dumps(records, indent=1))
         return
     width = max(len(row.name) for row in rows)
+    print(f"{'stage instance':<{width}}  {'state':<8}{'rows':>12}{'seconds':>10}")
     for row in rows:
-        counts = f"{row.rows:>12,} {row.seconds:>9.1f}" if row.state == "done" else f"{row.rows or '':>12}"
-        print(f"{row.name:<{width}}  {row.state:<8}{counts}".rstrip())
+        seconds = f"{row.seconds:.1f}" if row.state == "done" else ""
+        print(f"{row.name:<{width}}  {row.state:<8}{f'{row.rows:,}' if row.rows else '':>12}{seconds:>10}".rstrip())
 
 
 def _config(options: argparse.Namespace) -> None:

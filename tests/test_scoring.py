@@ -1,0 +1,92 @@
+"""Scores: held-out loss against what arithmetic says, and the gap closed."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+
+from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
+from sbp_jax.config import Execution, Model
+from sbp_jax.data.packing import pack
+from sbp_jax.data.rows import write_rows
+from sbp_jax.model import huggingface
+from sbp_jax.model.decoder import Decoder
+from sbp_jax.scoring.gap import gap_closed
+from sbp_jax.stages import score
+
+MODEL = Model(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
+VOCABULARY, CONTEXT = 128, 16
+LENGTHS = (3, 40, 1, 25)  # tokens of each document; some are cut into several rows
+
+
+def output(folder: epath.Path, name: str) -> Output:
+    return Output(folder / name, Recipe(name, 1, {}, {}), name)
+
+
+def scored(folder: epath.Path, scale: float) -> Artifact:
+    """The test set scored by a random model whose weights are multiplied by `scale`; at 0 it guesses at random."""
+    weights = jax.tree.map(
+        lambda leaf: scale * leaf, nnx.to_pure_dict(nnx.state(Decoder(MODEL, VOCABULARY, nnx.Rngs(0))))
+    )
+    trained = output(folder, "trained")
+    with trained.writing("final/model.safetensors") as writing:
+        writing.path.write_bytes(huggingface.to_bytes(weights))
+    test = output(folder, "test")
+    random = np.random.default_rng(0)
+    documents = [(ordinal, random.integers(1, VOCABULARY, length)) for ordinal, length in enumerate(LENGTHS)]
+    totals = write_rows(test, pack(documents, CONTEXT, 0))
+    inputs = {"trained": trained.finish(), "test": test.finish(totals | {"bytes": 500, "context": CONTEXT})}
+    return score.run(output(folder, "score"), **inputs, model=MODEL, batch_rows=4, execution=Execution())
+
+
+def test_a_model_that_guesses_scores_the_logarithm_of_the_vocabulary(tmp_path):
+    """Guards what is summed: each token and each end of a document once, padding never."""
+    artifact = scored(epath.Path(tmp_path), scale=0.0)
+    targets = sum(LENGTHS) + len(LENGTHS)
+    assert artifact.stats["targets"] == targets
+    assert artifact.stats["nats_per_token"] == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert artifact.stats["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY) * targets / 500, rel=1e-6)
+    rows = parquet.read(artifact).to_pylist()
+    assert [(row["ordinal"], row["targets"]) for row in rows] == [(i, length + 1) for i, length in enumerate(LENGTHS)]
+    for row in rows:
+        assert row["nats"] == pytest.approx(math.log(VOCABULARY) * row["targets"], rel=1e-5)
+
+
+def test_documents_add_up_to_the_total(tmp_path):
+    artifact = scored(epath.Path(tmp_path), scale=20.0)
+    rows = parquet.read(artifact).to_pylist()
+    total = sum(row["nats"] for row in rows)
+    assert total / artifact.stats["targets"] == pytest.approx(artifact.stats["nats_per_token"])
+    assert artifact.stats["nats_per_token"] > math.log(VOCABULARY) + 0.1, "a confident model without a clue is worse"
+
+
+def documents(loss: float, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+    return 100 * (loss + noise * np.random.default_rng(seed).normal(size=200))
+
+
+TARGETS = np.full(200, 100.0)
+
+
+def test_the_gap_closed_is_the_way_from_repetition_to_the_oracle():
+    gap = gap_closed(documents(3.4, 0.1), documents(3.5, 0.1), documents(3.0, 0.1), TARGETS)
+    assert gap.closed == pytest.approx(0.2) and gap.low <= 0.2 <= gap.high
+    assert gap.oracle_gain[0] == pytest.approx(0.5)
+    worse = gap_closed(documents(3.6, 0.1), documents(3.5, 0.1), documents(3.0, 0.1), TARGETS)
+    assert worse.closed == pytest.approx(-0.2) and worse.high < 0
+
+
+def test_the_gap_is_undefined_where_the_oracle_is_not_surely_better():
+    for oracle in (documents(3.5, 0.3, seed=1), documents(3.6, 0.3)):
+        gap = gap_closed(documents(3.4, 0.3), documents(3.5, 0.3), oracle, TARGETS)
+        assert gap.closed is gap.low is gap.high is None
+
+
+def test_long_documents_count_by_their_tokens():
+    """The mean of documents' means would give a short document the weight of a long one."""
+    targets = np.array([1000.0, 10.0] * 100)
+    repetition, oracle = np.tile([3500.0, 30.0], 100), np.tile([3000.0, 60.0], 100)
+    gap = gap_closed(oracle, repetition, oracle, targets)
+    assert gap.oracle_gain[0] == pytest.approx((500 - 30) / 1010) and gap.closed == pytest.approx(1.0)
