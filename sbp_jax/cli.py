@@ -194,6 +194,8 @@ def _quiet_libraries() -> None:
 
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
+    # Of many writes that fail together, such as on a full disk, one is reported; the others would follow as tracebacks.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _disk_full(error: BaseException) -> bool:
@@ -206,7 +208,7 @@ def _message(error: Exception) -> str:
     if _disk_full(error):
         where = getattr(error, "filename", None)
         at = f" at {where}" if where else ""
-        first = str(error).splitlines()[0]
+        first = str(error).splitlines()[0][:160]
         return f"the disk is full{at}; make room and run again: what was finished is kept ({first})"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; check that path and its permissions, and run again"
