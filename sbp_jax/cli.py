@@ -34,7 +34,8 @@ STAGES = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0 on success, 2 for what the user can mend, 1 for a fault of the program, 130 on Ctrl-C."""
     options = _parser().parse_args(arguments)
-    _quiet_libraries()
+    if not options.debug:
+        _quiet_libraries()
     try:
         options.command(options)
         sys.stdout.flush()
@@ -192,10 +193,12 @@ def _quiet_libraries() -> None:
 
     from absl import logging as absl_logging
 
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("jax").setLevel(logging.ERROR)
-    # Of many writes that fail together, such as on a full disk, one is reported; the others would follow as tracebacks.
+    # Of many checkpoint writes that fail together, as on a full disk, one is raised. The others end in threads and in
+    # callbacks of an event loop that is gone by then, and would follow as tracebacks.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda event: None
 
 
 def _disk_full(error: BaseException) -> bool:
