@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> None:
     pipeline = _pipeline(options)
     pipeline.run(_say, until=options.until, only=options.only)
     if pipeline.artifact("report") is not None and not (options.until or options.only):
-        _print_report(pipeline)
+        _print_report(pipeline, options.json)
 
 
 def _stage(options: argparse.Namespace) -> None:
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     run = add("run", "run everything that is not done yet", _run)
+    run.add_argument("--json", action="store_true", help="print the results as JSON")
     group = run.add_mutually_exclusive_group()
     group.add_argument("--until", metavar="STAGE", help="stop after this stage or stage instance")
     group.add_argument("--only", metavar="STAGE", help="run this stage or stage instance alone")

@@ -210,10 +210,6 @@ def test_only_the_capped_set_is_embedded_each_document_under_its_own_ordinal(fol
 
 
 def test_the_packaged_model_knows_what_is_related():
-    try:
-        importlib.metadata.distribution(encoder.DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"needs `{encoder.INSTALL}`")
     documents = ["A cat sat on the mat.", "A kitten rested on a rug.", "Interest rates rose in March."]
     vectors = encoder.load(encoder.PACKAGED, build_mesh(MeshShape())).embed(documents, max_tokens=256, batch=3)
     similarities = vectors @ vectors.T
