@@ -27,7 +27,7 @@ def get_config() -> Experiment:
     return Experiment(
         name="quickstart",
         corpus=WIKIPEDIA,
-        splits=Splits(validation=0.02, test=0.05, capped=0.15, oracle=0.45),
+        splits=Splits(validation=0.02, test=0.05, capped=0.15, oracle=0.47),
         tokenizer=Tokenizer(vocab_size=2048),
         model=Model(width=128, layers=2, heads=2, kv_heads=1, head_dim=64, ffn=384),
         training=Training(context=256, batch_rows=4, peak_lr=4e-3, evaluate_every=150),
