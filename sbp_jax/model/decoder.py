@@ -97,7 +97,7 @@ class Decoder(nnx.Module):
             return _finish(self.config, layer, x_BTD, attend(query, key, value, mask_BTS)), None
 
         x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), self.layers)
-        return self._logits(x_BTD)
+        return self.logits(x_BTD)
 
     def extend(
         self,
@@ -154,15 +154,12 @@ class Decoder(nnx.Module):
         (x_BTD, recent), _ = jax.lax.scan(body, (self._embed(tokens_BT), recent), scanned)
         return x_BTD, recent
 
-    def logits(self, hidden_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Next-token logits of the hidden states that `extend` returns."""
-        return self._logits(hidden_BTD)
-
     def _embed(self, tokens_BT: Array) -> Array:
         x_BTD = self.embedding[...][tokens_BT].astype(self.config.dtype)
         return constrain(x_BTD, "batch", None, None)
 
-    def _logits(self, x_BTD: Array) -> Array:
+    def logits(self, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Next-token logits in float32 of hidden states, such as `extend` returns."""
         x_BTD = _rms_norm(x_BTD, self.final_norm[...], self.config.norm_epsilon)
         table_VD = (self.embedding if self.unembedding is None else self.unembedding)[...].astype(x_BTD.dtype)
         return jnp.einsum("...d,vd->...v", x_BTD, table_VD, preferred_element_type=jnp.float32)

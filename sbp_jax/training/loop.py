@@ -126,7 +126,8 @@ def _count(ledger: dict[str, dict[str, int]], plan: Plan, batch: Batch) -> None:
 def _validate(run: Run, state: State, mesh: Mesh) -> float:
     loss = mean_loss(run.model, run.vocabulary, state.parameters, run.validation, run.optimization.batch_rows, mesh)
     if not math.isfinite(loss):
-        raise SbpError(_diverged(int(state.step), run.optimization))
+        rate = run.optimization.peak_lr
+        raise SbpError(f"the validation loss at step {int(state.step)} is not finite; lower peak_lr (now {rate:g})")
     return loss
 
 
@@ -146,7 +147,3 @@ def _read(unread: tuple[int, StepMetrics]) -> dict[str, Any]:
     if not math.isfinite(line["loss"]):
         raise SbpError(f"the loss at step {step} is not finite; lower the learning rate (peak_lr) or the gradient clip")
     return line
-
-
-def _diverged(step: int, optimization: Optimization) -> str:
-    return f"the validation loss at step {step} is not finite; lower peak_lr (now {optimization.peak_lr:g})"
