@@ -51,6 +51,16 @@ class Tokenizer:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """RoPE stretched past the context of pretraining, as Llama 3.1 does it; the defaults are its."""
+
+    factor: float = 8.0  # by which low frequencies are slowed down
+    low_frequency: float = 1.0  # turns within `context` below which a frequency counts as low
+    high_frequency: float = 4.0  # turns within `context` above which a frequency stays as it is
+    context: int = 8192  # tokens of the original context
+
+
+@dataclass(frozen=True)
 class Model:
     """A Qwen3-dense decoder: RMSNorm, RoPE, grouped-query attention with QK-norm, SwiGLU."""
 
@@ -60,7 +70,9 @@ class Model:
     kv_heads: int = 1
     head_dim: int = 64
     ffn: int = 384
+    qk_norm: bool = True  # normalise each query and key; False: the decoder is Llama's
     rope_base: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-6
     tied_embeddings: bool = True
     dtype: str = "float32"  # of activations and matrix products: float32 or bfloat16; weights stay float32
@@ -68,17 +80,23 @@ class Model:
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with linear warm-up and cosine decay; what training and tuning share."""
+    """What training and tuning share: rows, optimizer, schedule, loss."""
 
     context: int = 256  # tokens a row
     batch_rows: int = 16  # rows a step, over all devices
+    optimizer: str = "adamw"  # adamw, muon, or another of optax by its name, such as lion
     peak_lr: float = 3e-3
     final_lr: float = 3e-5
-    warmup: float = 0.05  # fraction of the steps
+    warmup: float = 0.05  # fraction of the steps, linear from 0
+    schedule: str = "cosine"  # cosine, or wsd: warm-up, stable, decay
+    decay: float = 0.2  # fraction of the steps in wsd's linear decay to final_lr
     weight_decay: float = 0.1  # on matrices, not on norms
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0  # global gradient norm
+    z_loss: float = 0.0  # weight of the squared log of the softmax's denominator (PaLM, section 5)
+    dropout: float = 0.0  # on what attention and feed-forward add to the residual stream
+    skip_spikes: float | None = None  # leave out a step whose gradient norm is so many times the recent ones'
     evaluate_every: int = 100  # steps between validation losses; each is also a checkpoint
 
 
@@ -164,9 +182,9 @@ class Arm:
 class MeshShape:
     """Devices along each axis; `data` = -1 takes what the others leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = -1  # whole copies of the model; on several TPU slices the only axis that crosses between them
+    fsdp: int = 1  # parts that the parameters and the optimizer's state are cut into
+    tensor: int = 1  # parts that heads, feed-forward and vocabulary are cut into
 
 
 @dataclass(frozen=True)
@@ -174,6 +192,16 @@ class Execution:
     """How the work is carried out. No part of any recipe."""
 
     mesh: MeshShape = field(default_factory=MeshShape)
+    attention: str = "auto"  # xla, splash (TPU) or cudnn (NVIDIA); auto: the fastest that the device has
+    remat: str = "none"  # what the backward pass computes again: none, full (all of a layer) or dots (all but products)
+    accumulate: int = 1  # pieces of a batch that are computed one after another, their gradients added up
+    checkpoint_every: int | None = None  # steps between checkpoints to resume from; None: one at each evaluation
+    keep_last: int = 1  # latest checkpoints kept
+    keep_every: int | None = None  # steps between checkpoints that are kept for good
+    tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
+    profile_from: int | None = None  # first step of a profiler window, for TensorBoard or Perfetto
+    profile_steps: int = 3  # steps of the window
+    stall_seconds: float = 900.0  # without progress, after which a run dumps its stacks and stops
     embed_batch: int = 32  # documents
     slots: int = 64  # sequences generated at the same time
     decode_steps: int = 16  # tokens generated between two looks at what has finished

@@ -66,7 +66,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
 def check(experiment: Experiment) -> None:
     """Raises `SbpError` for values that cannot work, naming the field and what it may be."""
     check_types(experiment)
-    splits, model = experiment.splits, experiment.model
+    splits, model, execution = experiment.splits, experiment.model, experiment.execution
     held_out = splits.validation + splits.test
     _demand(held_out < 1, f"splits.validation + splits.test is {held_out:g}; it leaves nothing to train on")
     fractions = {
@@ -82,6 +82,8 @@ def check(experiment: Experiment) -> None:
         "synthesis.top_p": experiment.synthesis.top_p,
         "training.warmup": experiment.training.warmup,
         "tuning.warmup": experiment.tuning.warmup,
+        "training.decay": experiment.training.decay,
+        "tuning.decay": experiment.tuning.decay,
         "filters.max_repetition": experiment.filters.max_repetition,
         "filters.max_copied": experiment.filters.max_copied,
     } | {f"arms.{arm.name}.synthetic_share": arm.synthetic_share for arm in experiment.arms}
@@ -104,14 +106,26 @@ def check(experiment: Experiment) -> None:
         "synthesis.documents_per_shard": experiment.synthesis.documents_per_shard,
         "tuning.epochs": experiment.tuning.epochs,
         "embedding.max_tokens": experiment.embedding.max_tokens,
-        "execution.slots": experiment.execution.slots,
-        "execution.decode_steps": experiment.execution.decode_steps,
-        "execution.embed_batch": experiment.execution.embed_batch,
+        "execution.slots": execution.slots,
+        "execution.decode_steps": execution.decode_steps,
+        "execution.embed_batch": execution.embed_batch,
+        "execution.keep_last": execution.keep_last,
+        "execution.profile_steps": execution.profile_steps,
+        "execution.stall_seconds": execution.stall_seconds,
     }
     for section in ("training", "tuning"):
         values = getattr(experiment, section)
         for name in ("context", "batch_rows", "peak_lr", "clip", "evaluate_every"):
             positive[f"{section}.{name}"] = getattr(values, name)
+        _demand(0 <= values.dropout < 1, f"{section}.dropout is {values.dropout:g}; it is a fraction from 0 to below 1")
+        _demand(values.z_loss >= 0, f"{section}.z_loss is {values.z_loss:g}; it may not be negative")
+        spikes = values.skip_spikes
+        _demand(spikes is None or spikes > 1, f"{section}.skip_spikes is {spikes}; it is a factor above 1, or none")
+        pieces = execution.accumulate
+        _demand(
+            pieces > 0 and values.batch_rows % pieces == 0,
+            f"execution.accumulate is {pieces}; it must divide {section}.batch_rows ({values.batch_rows})",
+        )
     for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ffn"):
         positive[f"model.{name}"] = getattr(model, name)
     optional = {
@@ -119,6 +133,8 @@ def check(experiment: Experiment) -> None:
         "neighbors.leaves": experiment.neighbors.leaves,
         "neighbors.leaves_to_search": experiment.neighbors.leaves_to_search,
         "neighbors.reorder": experiment.neighbors.reorder,
+        "execution.checkpoint_every": execution.checkpoint_every,
+        "execution.keep_every": execution.keep_every,
     }
     positive |= {name: value for name, value in optional.items() if value is not None}
     for name, value in positive.items():
@@ -132,7 +148,15 @@ def check(experiment: Experiment) -> None:
         f"model.heads ({model.heads}) must be a multiple of model.kv_heads ({model.kv_heads})",
     )
     _demand(model.head_dim % 2 == 0, f"model.head_dim is {model.head_dim}; RoPE turns pairs, so it must be even")
-    _demand(model.dtype in ("float32", "bfloat16"), f"model.dtype is {model.dtype}; it may be float32 or bfloat16")
+    choices = {
+        "model.dtype": (model.dtype, ("float32", "bfloat16")),
+        "training.schedule": (experiment.training.schedule, ("cosine", "wsd")),
+        "tuning.schedule": (experiment.tuning.schedule, ("cosine", "wsd")),
+        "execution.remat": (execution.remat, ("none", "full", "dots")),
+        "execution.attention": (execution.attention, ("auto", "xla", "splash", "cudnn")),
+    }
+    for name, (chosen, possible) in choices.items():
+        _demand(chosen in possible, f"{name} is {chosen}; it may be {', '.join(possible)}")
     _demand(experiment.synthesis.temperature >= 0, "synthesis.temperature is negative; 0 is greedy, 1 the model's own")
     _demand(experiment.synthesis.top_p > 0, "synthesis.top_p is 0; 1 keeps every token")
     _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")

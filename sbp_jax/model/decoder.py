@@ -62,8 +62,8 @@ class Layers(nnx.Module):
         self.query = _weight(rngs, ("layers", "embed", "heads", "head_dim"), (layers, width, config.heads, head))
         self.key = _weight(rngs, ("layers", "embed", "kv_heads", "head_dim"), (layers, width, config.kv_heads, head))
         self.value = _weight(rngs, ("layers", "embed", "kv_heads", "head_dim"), (layers, width, config.kv_heads, head))
-        self.query_norm = _scale(("layers", "head_dim"), (layers, head))
-        self.key_norm = _scale(("layers", "head_dim"), (layers, head))
+        self.query_norm = _scale(("layers", "head_dim"), (layers, head)) if config.qk_norm else None
+        self.key_norm = _scale(("layers", "head_dim"), (layers, head)) if config.qk_norm else None
         self.output = _weight(rngs, ("layers", "heads", "head_dim", "embed"), (layers, config.heads, head, width))
         self.ffn_norm = _scale(("layers", "embed"), (layers, width))
         self.gate = _weight(rngs, ("layers", "embed", "ffn"), (layers, width, ffn))
@@ -172,13 +172,11 @@ def _project(config: Model, layer: Any, x_BTD: Array, positions_BT: Array) -> tu
     query_BTNH = jnp.einsum("btd,dnh->btnh", normed_BTD, layer.query[...].astype(dtype))
     key_BTKH = jnp.einsum("btd,dkh->btkh", normed_BTD, layer.key[...].astype(dtype))
     value_BTKH = jnp.einsum("btd,dkh->btkh", normed_BTD, layer.value[...].astype(dtype))
-    query_BTNH = _rms_norm(query_BTNH, layer.query_norm[...], config.norm_epsilon)
-    key_BTKH = _rms_norm(key_BTKH, layer.key_norm[...], config.norm_epsilon)
-    return (
-        _rotate(query_BTNH, positions_BT, config.rope_base),
-        _rotate(key_BTKH, positions_BT, config.rope_base),
-        value_BTKH,
-    )
+    if config.qk_norm:
+        query_BTNH = _rms_norm(query_BTNH, layer.query_norm[...], config.norm_epsilon)
+        key_BTKH = _rms_norm(key_BTKH, layer.key_norm[...], config.norm_epsilon)
+    frequencies_h = _frequencies(config)
+    return _rotate(query_BTNH, positions_BT, frequencies_h), _rotate(key_BTKH, positions_BT, frequencies_h), value_BTKH
 
 
 def _finish(config: Model, layer: Any, x_BTD: Array, attended_BTNH: Array) -> Array:
@@ -198,11 +196,22 @@ def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
     return (normed * scale).astype(x.dtype)
 
 
-def _rotate(x_BTNH: Array, positions_BT: Array, base: float) -> Array:
+def _frequencies(config: Model) -> Array:
+    """Radians a position by which each pair of a head turns, slowed down as Llama 3.1 does where the config says so."""
+    half = config.head_dim // 2
+    frequencies_h = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies_h
+    turns_h = scaling.context * frequencies_h / (2 * math.pi)
+    kept_h = (turns_h - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)
+    kept_h = jnp.clip(kept_h, 0.0, 1.0)
+    return frequencies_h * (kept_h + (1 - kept_h) / scaling.factor)
+
+
+def _rotate(x_BTNH: Array, positions_BT: Array, frequencies_h: Array) -> Array:
     """Rotary position embedding on the two halves of each head, as Llama and Qwen checkpoints store them."""
-    half = x_BTNH.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
+    angles_BT1h = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies_h
     sin, cos = jnp.sin(angles_BT1h), jnp.cos(angles_BT1h)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
