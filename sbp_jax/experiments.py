@@ -156,7 +156,7 @@ def check(experiment: Experiment) -> None:
         "execution.attention": (execution.attention, ("auto", "xla", "splash", "cudnn")),
     }
     for name, (chosen, possible) in choices.items():
-        _demand(chosen in possible, f"{name} is {chosen}; it may be {', '.join(possible)}")
+        _demand(chosen in possible, f"{name} is {chosen}; it may be {', '.join(possible[:-1])} or {possible[-1]}")
     _demand(experiment.synthesis.temperature >= 0, "synthesis.temperature is negative; 0 is greedy, 1 the model's own")
     _demand(experiment.synthesis.top_p > 0, "synthesis.top_p is 0; 1 keeps every token")
     _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")
