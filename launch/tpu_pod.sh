@@ -1,146 +1,204 @@
 #!/usr/bin/env bash
-# Runs one experiment on a Cloud TPU of one host:
-#   launch/tpu_pod.sh --name NAME --zone ZONE --type TYPE [--create] [--version VERSION] [--dry-run] CONFIG [SBP_ARGS...]
-#     --type     accelerator type of one host, such as v6e-8, v5litepod-8, v5p-8 or v4-8
-#     --create   ask for the TPU first, as a queued resource; without it, NAME has to exist
-#     --version  software of a new TPU; chosen by the type when left out
-#     --dry-run  print every command and run none
-# Ships the committed state of the repository, installs requirements-tpu.txt, runs `sbp run` on every worker and keeps
-# each worker's output in logs/ there, and all of it in runs/logs/ here. Run again after an interruption, it goes on
-# where it stopped. Types of several hosts are refused: `sbp run` is one process, and multi-host runs are not yet supported.
+# Runs one experiment on a Cloud TPU of one host or many, every worker with the same code:
+#   launch/tpu_pod.sh --name NAME --zone ZONE --type TYPE [OPTIONS] CONFIG [SBP_ARGS...]
+#     --type TYPE        accelerator type, such as v6e-8, v6e-64, v5litepod-64, v5p-128 or v4-32
+#     --create           ask for the TPU first, as a queued resource; without it, NAME has to exist
+#     --spot             ask for one that is cheaper and can be taken away
+#     --retries N        ask for a new TPU, and go on, up to N times when it is taken away (with --create; 5)
+#     --bucket BUCKET    keep runs/, with the compile cache, in this bucket; wanted with --spot and by several hosts
+#     --version VERSION  software of a new TPU; chosen by the type when left out
+#     --project PROJECT  gcloud's own when left out
+#     --dry-run          print the commands and run none
+# Ships the committed state of the repository, installs requirements-tpu.txt and starts `sbp run` on every worker, where
+# it outlives this script. Each worker's output is in ~/logs there and in runs/logs/NAME/worker-I.log here. In the
+# arguments of sbp, gcs/BUCKET/... is what the bucket holds. Run again, it stops what still runs there, ships anew and
+# goes on where that stopped. A program that fails is not started again. docs/launching.md says more.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-usage() {
-  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
-  exit 2
-}
-
-fail() {
-  echo "$1" >&2
-  exit 2
-}
-
-name="" zone="" type="" version="" create=0 dry_run=0
+name="" zone="" type="" version="" project="" bucket="" retries=5 create=0 spot=0
 while [ $# -gt 0 ]; do
   case $1 in
-    --name | --zone | --type | --version)
+    --name | --zone | --type | --version | --project | --bucket | --retries)
       [ $# -ge 2 ] || fail "$1 wants a value"
       printf -v "${1#--}" '%s' "$2"
       shift
       ;;
     --create) create=1 ;;
+    --spot) spot=1 ;;
     --dry-run) dry_run=1 ;;
     -h | --help) usage ;;
-    -*) fail "unknown option $1; launch/tpu_pod.sh --help lists those there are" ;;
+    -*) fail "unknown option $1 before the config; launch/tpu_pod.sh --help lists those there are" ;;
     *) break ;;
   esac
   shift
 done
 if [ -z "$name" ] || [ -z "$zone" ] || [ -z "$type" ] || [ $# -lt 1 ]; then usage; fi
+[[ $retries =~ ^[0-9]+$ ]] || fail "--retries is $retries; it must be a number"
+[ "$spot" -eq 0 ] || [ "$create" -eq 1 ] || fail "--spot says what to ask for; it wants --create, which asks"
 
-case $type in # the number counts cores up to v4 and in v5p (4 chips a host), chips in v5e and v6e (up to 8 a host)
-  v2-8 | v3-8 | v4-8) default_version="tpu-ubuntu2204-base" ;;
-  v5litepod-1 | v5litepod-4 | v5litepod-8) default_version="v2-alpha-tpuv5-lite" ;;
-  v5p-8) default_version="v2-alpha-tpuv5" ;;
-  v6e-1 | v6e-4 | v6e-8) default_version="v2-alpha-tpuv6e" ;;
-  *) fail "$type is not a type of one host, and multi-host runs are not yet supported; take one of v2-8, v3-8, v4-8, v5litepod-{1,4,8}, v5p-8, v6e-{1,4,8}" ;;
+case $type in
+  v2-* | v3-* | v4-*) default_version="tpu-ubuntu2204-base" ;;
+  v5litepod-*) default_version=v2-alpha-tpuv5-lite ;;
+  v5p-*) default_version=v2-alpha-tpuv5 ;;
+  v6e-*) default_version=v2-alpha-tpuv6e ;;
+  *) fail "$type is no type known here; known are v2-N, v3-N, v4-N, v5litepod-N, v5p-N and v6e-N" ;;
 esac
+demand_number "the N of --type $type" "${type##*-}"
+# N counts cores up to v4 and in v5p (a host has 8), chips in v5e and v6e (a host has up to 8, in larger types 4).
+several=$((${type##*-} > 8))
+
+bucket=${bucket#gs://}
+bucket=${bucket%/}
+[[ $bucket != */* ]] || fail "--bucket is $bucket; give the bucket alone, runs/ is made in it"
+if [ -z "$bucket" ] && { [ "$several" -eq 1 ] || [ "$spot" -eq 1 ]; } && [[ " $* " != *" --workdir"* ]]; then
+  fail "several hosts share their work folder, and that of a spot TPU has to outlive it: give --bucket BUCKET, or \
+after the config --workdir with a folder that is mounted on every worker"
+fi
 
 config=$1
 shift
-cd "$(dirname "$0")/.."
-git cat-file -e "HEAD:$config" 2>/dev/null || fail "$config is not in the last commit, and only commits are shipped: give a path from the root of the repository, and commit it"
+git cat-file -e "HEAD:$config" 2>/dev/null || fail "$config is not in the last commit, and only commits are shipped: \
+give a path from the root of the repository, and commit it"
 [ -z "$(git status --porcelain)" ] || echo "note: changes that are not committed are not shipped" >&2
 
-# Quoted for the shell only where it needs to be, so that the printed commands can be read and pasted.
-show() {
-  local argument line=""
-  for argument in "$@"; do
-    [[ $argument =~ ^[A-Za-z0-9_./:=,@%+~-]+$ ]] || argument="'${argument//\'/\'\\\'\'}'"
-    line+="$argument "
-  done
-  echo "${line% }"
-}
-
-run() { if [ "$dry_run" -eq 1 ]; then show "$@"; else "$@"; fi; }
-
+where=(--zone="$zone")
+[ -z "$project" ] || where+=(--project="$project")
 tpu=(gcloud compute tpus tpu-vm)
 queue=(gcloud compute tpus queued-resources)
+poll=${SBP_POLL_SECONDS:-15}
+workers=1
 
-on_workers() { run "${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+scratch=$(mktemp -d)
+finish() {
+  local job
+  for job in $(jobs -p); do kill "$job" 2>/dev/null || true; done
+  rm -rf "$scratch"
+  if [ "$create" -eq 1 ]; then
+    echo "# it costs money until: $(show "${queue[@]}" delete "$name" "${where[@]}" --force)"
+  fi
+}
+trap finish EXIT
 
-wait_until_active() {
-  local state=""
-  if [ "$dry_run" -eq 1 ]; then show "${queue[@]}" describe "$name" --zone="$zone" '--format=value(state.state)'; return; fi
+say() { echo "$(date +%T) $1" >&2; }
+queue_state() { run "${queue[@]}" describe "$name" "${where[@]}" '--format=value(state.state)'; }
+node_state() { "${tpu[@]}" describe "$name" "${where[@]}" '--format=value(state)'; }
+on_workers() { run "${tpu[@]}" ssh "$name" "${where[@]}" --worker="$1" --command="$2" </dev/null; }
+worker() { show sbp_jax/launch/worker.sh "$@"; }
+
+# Asks for the TPU unless it was asked for before, and waits for it; fails when it is not granted.
+obtain() {
+  local state="" asked=("${queue[@]}" create "$name" --node-id="$name" "${where[@]}" --accelerator-type="$type"
+    --runtime-version="${version:-$default_version}")
+  [ "$spot" -eq 0 ] || asked+=(--spot)
+  if [ "$dry_run" -eq 1 ]; then
+    run "${asked[@]}"
+    queue_state
+    return
+  fi
+  state=$(queue_state 2>/dev/null) || "${asked[@]}" || return
   while [ "$state" != ACTIVE ]; do
-    state=$("${queue[@]}" describe "$name" --zone="$zone" '--format=value(state.state)')
-    echo "$(date +%T) $name is $state"
+    state=$(queue_state) || return
+    say "$name is $state"
     case $state in
       ACTIVE) ;;
-      FAILED | SUSPENDING | SUSPENDED) fail "$name was not granted; look at: ${queue[*]} describe $name --zone=$zone" ;;
-      *) sleep 30 ;;
+      FAILED | SUSPENDING | SUSPENDED) return 1 ;;
+      *) sleep "$poll" ;;
     esac
   done
 }
 
-if [ "$create" -eq 1 ]; then
-  run "${queue[@]}" create "$name" --node-id="$name" --zone="$zone" --accelerator-type="$type" --runtime-version="${version:-$default_version}"
-  wait_until_active
-elif [ "$dry_run" -eq 1 ]; then
-  run "${tpu[@]}" describe "$name" --zone="$zone" '--format=value(acceleratorType)'
-else
-  found=$("${tpu[@]}" describe "$name" --zone="$zone" '--format=value(acceleratorType)')
-  [ "${found##*/}" = "$type" ] || fail "$name is a ${found##*/}, not a $type"
-fi
-
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-run git bundle create --quiet "$scratch/sbp_jax.bundle" HEAD
-run "${tpu[@]}" scp "$scratch/sbp_jax.bundle" "$name:" --zone="$zone" --worker=all
-
-# A checkout over the old one leaves runs/ alone, so that a second run resumes.
-on_workers "$(
-  cat <<'REMOTE'
-set -e
-mkdir -p sbp_jax logs
-cd sbp_jax
-git init --quiet
-git fetch --quiet ~/sbp_jax.bundle HEAD
-git checkout --quiet --force --detach FETCH_HEAD
-REMOTE
-)"
-
-# The system's Python of these images can be older than 3.11; uv, from the package index, then fetches another.
-on_workers "$(
-  cat <<'REMOTE'
-set -e
-cd sbp_jax
-if [ ! -x .venv/bin/python ]; then
-  python=$(command -v python3.12 || command -v python3.11 || true)
-  if [ -z "$python" ] || ! "$python" -m venv .venv; then
-    rm -rf .venv
-    python3 -m pip install --quiet --user uv
-    ~/.local/bin/uv venv --quiet --seed --python 3.12 .venv
+# Sees that the TPU is what was named, and counts its workers by their addresses.
+examine() {
+  local found describe=("${tpu[@]}" describe "$name" "${where[@]}"
+    '--format=value(acceleratorType,networkEndpoints[].ipAddress)')
+  if [ "$dry_run" -eq 1 ]; then
+    run "${describe[@]}"
+    return
   fi
-fi
-install=".venv/bin/python -m pip install --quiet --disable-pip-version-check"
-$install -r requirements-tpu.txt
-$install --no-deps --require-hashes -r requirements-embedder.txt
-$install --no-deps -e .
-REMOTE
-)"
+  found=$("${describe[@]}") || return
+  workers=$(grep -oE '[0-9]+(\.[0-9]+){3}' <<<"$found" | wc -l)
+  found=${found%%[[:space:]]*}
+  [ "${found##*/}" = "$type" ] || fail "$name is a ${found##*/}, not a $type"
+  [ "$workers" -gt 0 ] || fail "$name has no workers; look at: $(show "${tpu[@]}" describe "$name" "${where[@]}")"
+}
+
+# A checkout over the old one leaves .venv, runs/ and gcs/ alone.
+checkout="set -e; mkdir -p sbp_jax; cd sbp_jax; git init --quiet; git fetch --quiet ~/sbp_jax.bundle HEAD
+git checkout --quiet --force --detach FETCH_HEAD"
+ship() {
+  run "${tpu[@]}" scp "$scratch/sbp_jax.bundle" "$name:" "${where[@]}" --worker=all &&
+    on_workers all "$checkout" &&
+    on_workers all "$(worker install)" &&
+    { [ -z "$bucket" ] || on_workers all "$(worker mount "$bucket")"; }
+}
 
 # Naming the platform makes a TPU that cannot be used an error; left alone, JAX would go on with the CPU.
-command=$(show env JAX_PLATFORMS=tpu,cpu .venv/bin/sbp run "$config" "$@")
-remote="set -o pipefail; cd sbp_jax; $command 2>&1 | tee -a ~/logs/\$(hostname).log"
-if [ "$dry_run" -eq 1 ]; then
-  on_workers "$remote"
-else
-  mkdir -p runs/logs
-  on_workers "$remote" | tee -a "runs/logs/$name.log"
-fi
+settings=("JAX_PLATFORMS=tpu,cpu" JAX_COMPILATION_CACHE_DIR=runs/compile-cache
+  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=2)
+[ "$several" -eq 0 ] || settings+=(SBP_DISTRIBUTED=auto)
 
-echo "# the results:      ${tpu[*]} scp --recurse $name:sbp_jax/runs . --zone=$zone --worker=0"
-if [ "$create" -eq 1 ]; then
-  echo "# it costs money until: ${queue[*]} delete $name --zone=$zone --force"
+# Worker 0 speaks here, the others in their files. One connection for each: gcloud would mix what all of them print.
+follow() {
+  if [ "$dry_run" -eq 1 ]; then
+    on_workers "$1" "$2"
+    echo "# and so for every other worker"
+    return
+  fi
+  local log="runs/logs/$name/worker-$1.log"
+  if [ "$1" -eq 0 ]; then on_workers "$1" "$2" 2>&1 | tee -a "$log"; else on_workers "$1" "$2" >>"$log" 2>&1; fi
+}
+
+# Starts the program everywhere before it follows any, because the processes wait for one another.
+work() {
+  local run_name status=0 code index followers=() follower
+  run_name=$name-$(date +%Y%m%d-%H%M%S)-$RANDOM
+  on_workers all "$(worker start "$run_name" env "${settings[@]}" .venv/bin/sbp run "$config" "$@")" || return
+  for ((index = 0; index < workers; index++)); do
+    follow "$index" "$(worker follow "$run_name")" &
+    followers+=($!)
+  done
+  for follower in "${followers[@]}"; do
+    wait "$follower" || { code=$?; [ "$status" -ne 0 ] || status=$code; }
+  done
+  return "$status"
+}
+
+attempt() { { [ "$create" -eq 0 ] || obtain; } && examine && ship && work "$@"; }
+
+# Whether the TPU was taken away; a while can pass between the broken connection and the news of why. A question that
+# gets no answer is no reason to delete anything.
+taken_away() {
+  local state
+  for _ in {1..8}; do
+    state="$(queue_state 2>/dev/null || true) $(node_state 2>/dev/null || true)"
+    case $state in
+      *SUSPENDING* | *SUSPENDED* | *FAILED* | *PREEMPTED* | *TERMINATED*) return 0 ;;
+    esac
+    sleep "$poll"
+  done
+  return 1
+}
+
+[ "$dry_run" -eq 1 ] || mkdir -p "runs/logs/$name"
+run git bundle create --quiet "$scratch/sbp_jax.bundle" HEAD
+until attempt "$@"; do
+  status=$?
+  logs="runs/logs/$name/worker-*.log"
+  if ! taken_away; then
+    say "it ended with status $status and $name is still there; the reason is above or in $logs"
+    exit "$status"
+  fi
+  [ "$create" -eq 1 ] || fail "$name was taken away; with --create a new one would be asked for"
+  [ "$retries" -gt 0 ] || fail "$name was taken away or not granted, and no retries are left; the same command goes on"
+  retries=$((retries - 1))
+  say "$name was taken away; asking for it again ($retries retries left)"
+  "${queue[@]}" delete "$name" "${where[@]}" --force --quiet
+done
+
+if [ -n "$bucket" ]; then
+  echo "# the results are in gs://$bucket/runs"
+else
+  echo "# the results: $(show "${tpu[@]}" scp --recurse "$name:sbp_jax/runs" . "${where[@]}" --worker=0)"
 fi
