@@ -6,3 +6,7 @@ class SbpError(Exception):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class Stopped(Exception):
+    """The run was asked to stop from outside, has saved what it had, and can go on with the same command."""

@@ -180,7 +180,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     for arm in experiment.arms:
         for seed in experiment.seeds:
             trained = f"train-{arm.name}-{seed}"
-            config = {"model": experiment.model, "batch_rows": experiment.training.batch_rows}
+            config = {"model": experiment.model, "training": experiment.training}
             scored = add(f"score-{arm.name}-{seed}", score, {"trained": trained, "test": "rows-test"}, config)
             inputs |= {f"trained/{arm.name}/{seed}": trained, f"scored/{arm.name}/{seed}": scored}
     add("report", report, inputs, {"experiment": experiment, "source": to_source(experiment)})

@@ -73,6 +73,17 @@ class Artifact:
             self._verified.add(name)
         return path
 
+    def folder(self, name: str) -> epath.Path:
+        """Path of a folder of files, such as a model, the checksum of each verified.
+
+        Raises:
+          SbpError: there is none, or a file is missing or changed since it was written.
+        """
+        files = [file.name for file in self.files if file.name.startswith(f"{name}/")]
+        for file in files or [name]:
+            self.file(file)
+        return self.path / name
+
     def shards(self, suffix: str, prefix: str = "part") -> list[epath.Path]:
         """Verified paths of the shards named `prefix-00000suffix` and so on, in order."""
         return [

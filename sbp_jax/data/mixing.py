@@ -3,7 +3,7 @@
 Rows all bear the same number of target positions, so rates in rows are rates in tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,15 @@ def plan_arm(
     return Plan(rows, available, context)
 
 
-def mix(streams: Mapping[str, RowSource], plan: Plan, batch_rows: int, seed: int) -> grain.MapDataset:
+def mix(
+    streams: Mapping[str, RowSource], plan: Plan, batch_rows: int, seed: int, part: Sequence[int] | None = None
+) -> grain.MapDataset:
     """Batches that hold exactly `plan.rows` of each stream, spread evenly over the run.
 
     Each stream is shuffled anew for each pass over it. The index of a row's stream in `plan.rows` is in "stream".
+
+    Args:
+      part: the rows of every batch to read, such as those of one host; None: all.
     """
     mixed: grain.MapDataset | None = None
     for index, (name, rows) in enumerate(plan.rows.items()):
@@ -63,7 +68,9 @@ def mix(streams: Mapping[str, RowSource], plan: Plan, batch_rows: int, seed: int
         else:
             mixed = grain.MapDataset.select_from_datasets([mixed, labelled], _Interleave(len(mixed), rows))
     assert mixed is not None
-    return mixed.batch(batch_rows, drop_remainder=True)
+    if part is not None:
+        mixed = grain.MapDataset.select_from_datasets([mixed], _Part(len(mixed) // batch_rows, batch_rows, part))
+    return mixed.batch(batch_rows if part is None else len(part), drop_remainder=True)
 
 
 class _Interleave:
@@ -82,6 +89,20 @@ class _Interleave:
         before = index * self._second // self._total
         after = (index + 1) * self._second // self._total
         return (1, before) if after > before else (0, index - before)
+
+
+class _Part:
+    """A Grain selection map of some rows of every batch."""
+
+    def __init__(self, batches: int, batch_rows: int, part: Sequence[int]):
+        self._batches, self._batch_rows, self._part = batches, batch_rows, part
+
+    def __len__(self) -> int:
+        return self._batches * len(self._part)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        batch, place = divmod(index, len(self._part))
+        return 0, batch * self._batch_rows + self._part[place]
 
 
 def _labeller(index: int) -> Any:

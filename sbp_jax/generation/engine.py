@@ -22,7 +22,7 @@ from sbp_jax.config import Model, Synthesis
 from sbp_jax.errors import SbpError
 from sbp_jax.generation.sampling import row_keys, sample
 from sbp_jax.model.decoder import Cache, Decoder, empty_cache
-from sbp_jax.model.parameters import Parameters, abstract, bind, place
+from sbp_jax.model.parameters import Parameters, abstract, bind, place, to_compute_dtype
 from sbp_jax.parallel.sharding import activations, sharding
 from sbp_jax.text.tokenizer import TextTokenizer
 
@@ -115,7 +115,7 @@ class Engine:
         valid_V = np.arange(vocabulary) < tokenizer.vocab_size
         valid_V[tokenizer.separator] = False
 
-        target = jax.tree_util.tree_map_with_path(partial(_compute_dtype, config), abstract(config, vocabulary, mesh))
+        target = to_compute_dtype(config, abstract(config, vocabulary, mesh))  # once instead of at each step
         self._parameters = place(parameters, target)
         shape = jax.eval_shape(partial(empty_cache, config, slots, blocks, self.block))
         placed = jax.tree.map(lambda leaf: sharding(CACHE_DIMENSIONS, leaf.shape, mesh), shape)
@@ -218,12 +218,6 @@ class _SlotState:
 def block_length(context: int) -> int:
     """Positions a block of the cache, and of a prompt read at a time: 64, or more to have at most 16 blocks."""
     return 64 * max(1, -(-context // (16 * 64)))
-
-
-def _compute_dtype(config: Model, path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Matrices in the dtype they are multiplied in, once instead of at each step; norms stay float32."""
-    norm = path[-1].key.endswith("norm")
-    return leaf if norm else jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(config.dtype), sharding=leaf.sharding)
 
 
 def _completion(slot: _Slot, end_of_document: int) -> Completion:

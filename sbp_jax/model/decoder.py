@@ -5,6 +5,7 @@ F feed-forward width, V vocabulary, L layers, G query heads per key-value head, 
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +14,24 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from sbp_jax.config import Model
-from sbp_jax.model.attention import absorb, attend, attention_start, by_group
+from sbp_jax.model import attention
+from sbp_jax.model.cached_attention import absorb, attention_start, by_group
 from sbp_jax.parallel.sharding import constrain
 
 VOCABULARY_MULTIPLE = 128
+IMPOSSIBLE = -1e30  # logit of a row of padding; finite, so that differences of two are numbers
 
 
 def padded_vocabulary(size: int) -> int:
     """Rows of the embedding table: the vocabulary rounded up, so that it divides over a mesh axis."""
     return math.ceil(size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
+def mask_padding(logits_V: Float[Array, "*B V"], vocabulary: int) -> Float[Array, "*B V"]:
+    """Logits with those of the rows that pad the table made impossible."""
+    if logits_V.shape[-1] == vocabulary:
+        return logits_V
+    return jnp.where(jnp.arange(logits_V.shape[-1]) < vocabulary, logits_V, IMPOSSIBLE)
 
 
 def _weight(rngs: nnx.Rngs, dimensions: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
@@ -75,7 +85,7 @@ class Decoder(nnx.Module):
     """A language model: tokens in, next-token logits out (SBP section 4: Llama-3 with QK-norm)."""
 
     def __init__(self, config: Model, vocabulary: int, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.vocabulary = config, vocabulary
         rows = padded_vocabulary(vocabulary)
         self.embedding = _weight(rngs, ("vocabulary", "embed"), (rows, config.width))
         self.layers = Layers(config, rngs)
@@ -88,16 +98,34 @@ class Decoder(nnx.Module):
         self, tokens_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
     ) -> Float[Array, "B T V"]:
         """Logits in float32; a position attends to itself and what precedes it in its own segment."""
-        length = tokens_BT.shape[1]
-        causal_TS = jnp.tril(jnp.ones((length, length), bool))
-        mask_BTS = causal_TS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+        return self.logits(self.hidden(tokens_BT, segments_BT, positions_BT))
 
-        def body(x_BTD: Array, layer: Layers) -> tuple[Array, None]:
+    def hidden(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        segments_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        attend: attention.Attention = attention.xla,
+        remat: str = "none",
+        dropout: "Dropout | None" = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states before the final norm.
+
+        Args:
+          attend: the attention backend.
+          remat: what the backward pass computes again: "none", "full" or "dots".
+          dropout: None while nothing is learned.
+        """
+
+        def body(x_BTD: Array, scanned: tuple[Layers, Array]) -> tuple[Array, None]:
+            layer, number = scanned
             query, key, value = _project(self.config, layer, x_BTD, positions_BT)
-            return _finish(self.config, layer, x_BTD, attend(query, key, value, mask_BTS)), None
+            return _finish(self.config, layer, x_BTD, attend(query, key, value, segments_BT), dropout, number), None
 
-        x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), self.layers)
-        return self.logits(x_BTD)
+        if remat != "none":
+            body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)  # a scan has no common subexpressions
+        scanned = (self.layers, jnp.arange(self.config.layers))
+        return jax.lax.scan(body, self._embed(tokens_BT), scanned)[0]
 
     def extend(
         self,
@@ -159,10 +187,42 @@ class Decoder(nnx.Module):
         return constrain(x_BTD, "batch", None, None)
 
     def logits(self, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Next-token logits in float32 of hidden states, such as `extend` returns."""
+        """Next-token logits in float32 of hidden states, such as `hidden` and `extend` return."""
+        normed_BTD, table_VD = self.unembed(x_BTD)
+        logits_BTV = jnp.einsum("...d,vd->...v", normed_BTD, table_VD, preferred_element_type=jnp.float32)
+        return mask_padding(logits_BTV, self.vocabulary)
+
+    def unembed(self, x_BTD: Float[Array, "*B D"]) -> tuple[Float[Array, "*B D"], Float[Array, "V D"]]:
+        """The two factors of the logits: normalised hidden states and the unembedding."""
         x_BTD = _rms_norm(x_BTD, self.final_norm[...], self.config.norm_epsilon)
-        table_VD = (self.embedding if self.unembedding is None else self.unembedding)[...].astype(x_BTD.dtype)
-        return jnp.einsum("...d,vd->...v", x_BTD, table_VD, preferred_element_type=jnp.float32)
+        return x_BTD, (self.embedding if self.unembedding is None else self.unembedding)[...].astype(x_BTD.dtype)
+
+
+class Dropout(NamedTuple):
+    """Dropout of what each layer adds to the residual stream.
+
+    Attributes:
+      rate: fraction that is dropped.
+      keys_B: a random key for each row, so that what is dropped depends neither on the mesh nor on how a batch is cut.
+    """
+
+    rate: float
+    keys_B: Array
+
+    def __call__(self, x_BTD: Array, place: Array) -> Array:
+        """Drops parts of `x_BTD`; `place` numbers the places of the model where that happens."""
+        keys_B = jax.vmap(jax.random.fold_in, (0, None))(self.keys_B, place)
+        keep = partial(jax.random.bernoulli, p=1 - self.rate, shape=x_BTD.shape[1:])
+        return jnp.where(jax.vmap(keep)(keys_B), x_BTD / (1 - self.rate), 0).astype(x_BTD.dtype)
+
+
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(attention.SAVED),
+    ),
+}
 
 
 def _project(config: Model, layer: Any, x_BTD: Array, positions_BT: Array) -> tuple[Array, Array, Array]:
@@ -179,14 +239,23 @@ def _project(config: Model, layer: Any, x_BTD: Array, positions_BT: Array) -> tu
     return _rotate(query_BTNH, positions_BT, frequencies_h), _rotate(key_BTKH, positions_BT, frequencies_h), value_BTKH
 
 
-def _finish(config: Model, layer: Any, x_BTD: Array, attended_BTNH: Array) -> Array:
+def _finish(
+    config: Model,
+    layer: Any,
+    x_BTD: Array,
+    attended_BTNH: Array,
+    dropout: Dropout | None = None,
+    number: Array | int = 0,
+) -> Array:
     """The rest of a layer after attention: output projection, feed-forward, residuals."""
     dtype = x_BTD.dtype
-    x_BTD = x_BTD + jnp.einsum("btnh,nhd->btd", attended_BTNH, layer.output[...].astype(dtype))
+    added_BTD = jnp.einsum("btnh,nhd->btd", attended_BTNH, layer.output[...].astype(dtype))
+    x_BTD = x_BTD + (dropout(added_BTD, 2 * number) if dropout else added_BTD)
     normed_BTD = _rms_norm(x_BTD, layer.ffn_norm[...], config.norm_epsilon)
     gate_BTF = jax.nn.silu(jnp.einsum("btd,df->btf", normed_BTD, layer.gate[...].astype(dtype)))
     up_BTF = jnp.einsum("btd,df->btf", normed_BTD, layer.up[...].astype(dtype))
-    x_BTD = x_BTD + jnp.einsum("btf,fd->btd", gate_BTF * up_BTF, layer.down[...].astype(dtype))
+    added_BTD = jnp.einsum("btf,fd->btd", gate_BTF * up_BTF, layer.down[...].astype(dtype))
+    x_BTD = x_BTD + (dropout(added_BTD, 2 * number + 1) if dropout else added_BTD)
     return constrain(x_BTD, "batch", None, None)
 
 

@@ -51,6 +51,19 @@ def place(parameters: Parameters, target: Parameters) -> Parameters:
     )
 
 
+def to_compute_dtype(config: Model, parameters: Parameters) -> Parameters:
+    """Matrices in the dtype they are multiplied in; norms stay float32. Takes abstract arrays too."""
+
+    def cast(path: Any, leaf: Any) -> Any:
+        if path[-1].key.endswith("norm"):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, np.dtype(config.dtype), sharding=leaf.sharding)
+        return leaf.astype(config.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, parameters)
+
+
 def count(config: Model, vocabulary: int) -> int:
     """Number of parameters, nothing of them made."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(_abstract_module(config, vocabulary))))

@@ -1,34 +1,41 @@
 """One set of rules from the logical dimensions of arrays to mesh axes."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "ffn": ("tensor",),
-    "vocabulary": ("tensor",),
-}
+Dimensions = tuple[str | None, ...]
 
 
-def spec(dimensions: tuple[str | None, ...], shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+@dataclass(frozen=True)
+class ShardingRules:
+    """The mesh axes that each logical dimension is cut along; dimensions not named here stay whole."""
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    embed: tuple[str, ...] = ("fsdp",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    ffn: tuple[str, ...] = ("tensor",)
+    vocabulary: tuple[str, ...] = ("tensor",)
+
+
+RULES = ShardingRules()
+
+
+def spec(dimensions: Dimensions, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
     """Partition of an array by the names of its dimensions; one that does not divide evenly stays whole."""
     axes: list[tuple[str, ...] | None] = []
     for name, size in zip(dimensions, shape, strict=True):
-        wanted = RULES.get(name or "", ())
-        parts = 1
-        for axis in wanted:
-            parts *= mesh.shape[axis]
-        axes.append(wanted if wanted and size % parts == 0 else None)
+        wanted = _axes(name)
+        axes.append(wanted if wanted and size % math.prod(mesh.shape[axis] for axis in wanted) == 0 else None)
     return PartitionSpec(*axes)
 
 
-def sharding(dimensions: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def sharding(dimensions: Dimensions, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(dimensions, shape, mesh))
 
 
@@ -40,6 +47,35 @@ def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(dimensions, x.shape, mesh))
 
 
+def axis_size(dimension: str) -> int:
+    """Parts that a dimension is cut into on the mesh in use, 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _axes(dimension))
+
+
+def in_shards(function: Callable[..., Any], dimensions: tuple[Dimensions, ...], result: Dimensions) -> Any:
+    """The function run on each device's part of its operands; for kernels, which the compiler cannot cut by itself.
+
+    Args:
+      dimensions: names of each operand's dimensions.
+      result: names of the result's dimensions; its shape is that of the first operand.
+    """
+
+    def call(*operands: jax.Array) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return function(*operands)
+        specs = tuple(spec(names, operand.shape, mesh) for names, operand in zip(dimensions, operands, strict=True))
+        result_spec = spec(result, operands[0].shape, mesh)
+        return jax.shard_map(function, in_specs=specs, out_specs=result_spec, check_vma=False)(*operands)
+
+    return call
+
+
 def activations(mesh: Mesh) -> Any:
     """The context in which `constrain` places arrays on `mesh`."""
     return jax.set_mesh(mesh)
+
+
+def _axes(dimension: str | None) -> tuple[str, ...]:
+    return getattr(RULES, dimension, ()) if dimension else ()

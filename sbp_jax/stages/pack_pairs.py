@@ -15,7 +15,7 @@ from sbp_jax.errors import SbpError
 from sbp_jax.progress import Counter, progress
 from sbp_jax.text.tokenizer import load
 
-VERSION = 1
+VERSION = 2
 
 
 def run(
@@ -52,7 +52,9 @@ def run(
         rendered = _rendered(chosen, tokens, counter)
         packed = pack_pairs(rendered, context, text_tokenizer.end_of_document, text_tokenizer.separator)
         totals = write_rows(output, packed)
-    return output.finish(totals | {"pairs": len(chosen), "context": context})
+    corpus = tokens.stats
+    token_bytes = corpus["bytes"] / (corpus["tokens"] + corpus["documents"])  # a document's end is a token too
+    return output.finish(totals | {"pairs": len(chosen), "context": context, "token_bytes": token_bytes})
 
 
 def _chosen(pairs: Artifact, part: str, validation: float, seed: int) -> pa.Table:

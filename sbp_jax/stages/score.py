@@ -7,18 +7,19 @@ import pyarrow as pa
 
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
-from sbp_jax.config import Execution, Model
+from sbp_jax.config import Execution, Model, Training
 from sbp_jax.data.rows import RowSource
-from sbp_jax.model import huggingface, parameters
+from sbp_jax.model import huggingface
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.training import export
 from sbp_jax.training.evaluation import target_losses
+from sbp_jax.training.step import Setup
 
-VERSION = 1
+VERSION = 2
 
 
 def run(
-    output: Output, *, trained: Artifact, test: Artifact, model: Model, batch_rows: int, execution: Execution
+    output: Output, *, trained: Artifact, test: Artifact, model: Model, training: Training, execution: Execution
 ) -> Artifact:
     """Scores the final model on the test rows: a Parquet row per document, totals in the manifest.
 
@@ -26,11 +27,12 @@ def run(
     the bytes of the text.
     """
     mesh = build_mesh(execution.mesh)
-    loaded = huggingface.read(trained.file(f"{export.FINAL}/{huggingface.WEIGHTS}"), model)
-    vocabulary = loaded["embedding"].shape[0]
-    placed = parameters.place(loaded, parameters.abstract(model, vocabulary, mesh))
+    folder = trained.folder(export.FINAL)
+    vocabulary = huggingface.inspect(folder).vocabulary
+    parameters = huggingface.load(folder, model, vocabulary, mesh)
+    setup = Setup(model, vocabulary, training, 0, 1, mesh, execution)
     ordinals, nats = [], []
-    for batch, batch_nats in target_losses(model, vocabulary, placed, RowSource(test), batch_rows, mesh):
+    for batch, batch_nats in target_losses(setup, parameters, RowSource(test)):
         ordinals.append(batch.documents[batch.mask])
         nats.append(batch_nats[batch.mask])
     documents, index = np.unique(np.concatenate(ordinals), return_inverse=True)

@@ -14,7 +14,7 @@ from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.training import export
 from sbp_jax.training.loop import Run, train
 
-VERSION = 1
+VERSION = 2
 
 
 def run(
@@ -48,9 +48,10 @@ def run(
     rows = steps * training.batch_rows
     plan = plan_arm(rows, training.context, synthetic_share, streams["real"], streams.get("synthetic"))
     encoder = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
-    job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed)
-    finished = train(job, output.path, output.label, build_mesh(execution.mesh))
-    return export.save(output, job, finished, encoder.end_of_document)
+    token_bytes = real.stats["bytes"] / real.stats["targets"]
+    job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed, token_bytes)
+    finished = train(job, output.path, output.label, build_mesh(execution.mesh), execution)
+    return export.save(output, job, finished, tokenizer, settings)
 
 
 def _full_rows(artifact: Artifact, name: str, remedy: str) -> RowSource:

@@ -1,6 +1,7 @@
 """The synthesizer: the base model tuned on pairs, loss on d2 alone (SBP, step 2)."""
 
 import math
+from functools import partial
 
 from sbp_jax.artifacts import Artifact, Output
 from sbp_jax.config import Execution, Model, Tokenizer, Tuning
@@ -12,7 +13,7 @@ from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.training import export
 from sbp_jax.training.loop import Run, train
 
-VERSION = 1
+VERSION = 2
 
 
 def run(
@@ -31,8 +32,12 @@ def run(
     rows = RowSource(pairs)
     steps = max(1, math.ceil(tuning.epochs * len(rows) / tuning.batch_rows))
     plan = Plan({"pairs": steps * tuning.batch_rows}, {"pairs": len(rows)})
-    initial = huggingface.read(base.file(f"{export.BEST}/{huggingface.WEIGHTS}"), model)
+    mesh = build_mesh(execution.mesh)
     encoder = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
-    job = Run(model, encoder.vocab_size, tuning, {"pairs": rows}, plan, RowSource(validation), seed=0, initial=initial)
-    finished = train(job, output.path, output.label, build_mesh(execution.mesh))
-    return export.save(output, job, finished, encoder.end_of_document)
+    initial = partial(huggingface.load, base.folder(export.BEST), model, encoder.vocab_size, mesh)
+    token_bytes = pairs.stats["token_bytes"]
+    job = Run(
+        *(model, encoder.vocab_size, tuning, {"pairs": rows}, plan, RowSource(validation), 0, token_bytes, initial)
+    )
+    finished = train(job, output.path, output.label, mesh, execution)
+    return export.save(output, job, finished, tokenizer, settings)

@@ -4,15 +4,19 @@ import json
 from typing import Any
 
 from sbp_jax.artifacts import Artifact, Output
+from sbp_jax.config import Tokenizer
 from sbp_jax.model import huggingface
-from sbp_jax.model.decoder import padded_vocabulary
-from sbp_jax.training.loop import METRICS, Finished, Run
+from sbp_jax.parallel import hosts
+from sbp_jax.text import tokenizer as text_tokenizer
+from sbp_jax.training.loop import METRICS, Finished, Run, best_parameters
 
 FINAL, BEST, LEDGER = "final", "best", "ledger.json"
 
 
-def save(output: Output, run: Run, finished: Finished, end_of_document: int) -> Artifact:
+def save(output: Output, run: Run, finished: Finished, tokenizer: Artifact, settings: Tokenizer) -> Artifact:
     """Writes the models at the end and at the least validation loss, the ledger, and the manifest.
+
+    The final model's arrays are given up before the best ones are read: two models are never in memory.
 
     Raises:
       RuntimeError: the tokens seen are not those planned, which is a fault of the program.
@@ -23,14 +27,12 @@ def save(output: Output, run: Run, finished: Finished, end_of_document: int) -> 
             if entry[unit] != entry[f"planned_{unit}"]:
                 planned = entry[f"planned_{unit}"]
                 raise RuntimeError(f"{output.label}: saw {entry[unit]} {unit} of stream {name}, planned {planned}")
-    config = huggingface.to_config(
-        run.model, padded_vocabulary(run.vocabulary), run.optimization.context, end_of_document
-    )
-    for folder, parameters in ((FINAL, finished.final), (BEST, finished.best)):
-        with output.writing(f"{folder}/{huggingface.CONFIG}") as writing:
-            writing.path.write_text(json.dumps(config, indent=1))
-        with output.writing(f"{folder}/{huggingface.WEIGHTS}") as writing:
-            writing.path.write_bytes(huggingface.to_bytes(parameters))
+    _save_model(output, FINAL, run, finished.parameters, tokenizer, settings)
+    if finished.best_step == run.steps:
+        _save_model(output, BEST, run, finished.parameters, tokenizer, settings)
+    else:
+        finished.parameters.clear()
+        _save_model(output, BEST, run, best_parameters(finished, output.path), tokenizer, settings)
     with output.writing(LEDGER) as writing:
         writing.path.write_text(json.dumps(ledger, indent=1))
     with output.writing(METRICS) as writing:  # written while training; from here on it counts
@@ -40,8 +42,22 @@ def save(output: Output, run: Run, finished: Finished, end_of_document: int) -> 
         "tokens": sum(entry["tokens"] for entry in ledger.values()),
         "best_step": finished.best_step,
         "best_validation": finished.best_validation,
+        "goodput": finished.goodput,
     }
     return output.finish(stats)
+
+
+def _save_model(
+    output: Output, folder: str, run: Run, parameters: Any, tokenizer: Artifact, settings: Tokenizer
+) -> None:
+    path, context, file = output.path / folder, run.optimization.context, tokenizer.file("tokenizer.json")
+    end_of_document = text_tokenizer.load(file, settings).end_of_document
+    names = huggingface.save(path, parameters, run.model, run.vocabulary, context, end_of_document)
+    if hosts.is_first():
+        names += huggingface.save_tokenizer(path, file, settings.end_of_document, context)
+    for name in names:
+        with output.writing(f"{folder}/{name}"):
+            pass
 
 
 def _entry(run: Run, name: str, seen: dict[str, int]) -> dict[str, Any]:

@@ -1,28 +1,30 @@
 """The training loop, shared by the base model, the synthesizer and every arm."""
 
-import math
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
-import grain
-import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from sbp_jax.config import Model, Optimization
+from sbp_jax.config import Execution, Model, Optimization
 from sbp_jax.data.mixing import Batch, Plan, mix
 from sbp_jax.data.rows import RowSource
-from sbp_jax.errors import SbpError
-from sbp_jax.model.parameters import Parameters, place
+from sbp_jax.errors import SbpError, Stopped
+from sbp_jax.model.parameters import Parameters
+from sbp_jax.parallel import hosts
 from sbp_jax.progress import progress
+from sbp_jax.training import goodput
+from sbp_jax.training.batches import host_rows, read_ahead, to_device
 from sbp_jax.training.checkpoints import Checkpoints
 from sbp_jax.training.evaluation import mean_loss
-from sbp_jax.training.metrics import MetricsLog
-from sbp_jax.training.step import State, StepMetrics, abstract_state, new_state, to_device, train_step
+from sbp_jax.training.interruption import Termination, Watchdog
+from sbp_jax.training.metrics import MetricsLog, NoLog
+from sbp_jax.training.profiling import ProfilerWindow
+from sbp_jax.training.reading import Reader
+from sbp_jax.training.step import Setup, State, abstract_state, new_state, train_step
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
@@ -35,7 +37,8 @@ class Run:
       vocabulary: entries of the tokenizer.
       streams: packed rows by stream name; `plan` says how many of each are read.
       validation: held-out rows that choose the best checkpoint.
-      initial: parameters to start from (arrays of the host); None: random ones from `seed`.
+      token_bytes: mean bytes of text behind a target, for bits per byte.
+      load: makes the parameters to start from, placed as the abstract ones it is given; None: random ones from `seed`.
     """
 
     model: Model
@@ -45,7 +48,8 @@ class Run:
     plan: Plan
     validation: RowSource
     seed: int
-    initial: Parameters | None = None
+    token_bytes: float | None = None
+    load: Any = None
 
     @property
     def steps(self) -> int:
@@ -54,96 +58,120 @@ class Run:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run leaves: parameters at the end and at the least validation loss, and tokens seen by stream."""
+    """What a run leaves.
 
-    final: Parameters
-    best: Parameters
+    Attributes:
+      parameters: at the end.
+      ledger: rows and tokens seen, by stream.
+      goodput: where the time went.
+    """
+
+    setup: Setup
+    parameters: Parameters
     best_step: int
     best_validation: float
     ledger: dict[str, dict[str, int]]
+    goodput: dict[str, Any]
 
 
-def train(run: Run, folder: epath.Path, label: str, mesh: Mesh) -> Finished:
+def train(run: Run, folder: epath.Path, label: str, mesh: Mesh, execution: Execution | None = None) -> Finished:
     """Trains to the end of the plan, from the latest checkpoint in `folder` if a killed run left one.
 
     A resumed run repeats exactly the losses of one that was never killed.
 
     Raises:
-      SbpError: a loss is not finite, or a checkpoint has other shapes than the model.
+      SbpError: a loss or a gradient is not finite, or a checkpoint has other shapes than the model.
+      Stopped: SIGTERM came; the state is saved.
     """
-    setup = (run.model, run.vocabulary, run.optimization, run.steps, mesh)
-    checkpoints = Checkpoints(folder / CHECKPOINTS)
-    target = abstract_state(*setup)
-    state, ledger = _start(run, checkpoints, target, mesh)
-    done = int(state.step)
-    step, log = train_step(*setup), MetricsLog(folder / METRICS, done)
-    unread: tuple[int, StepMetrics] | None = None
-
-    with closing(log), closing(checkpoints), progress(label, run.steps, "steps") as counter:
+    started, execution = time.monotonic(), execution or Execution()
+    setup = Setup(run.model, run.vocabulary, run.optimization, run.steps, len(run.plan.rows), mesh, execution)
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(closing(Watchdog(folder, execution.stall_seconds)))
+        clocks = goodput.Goodput(folder / goodput.FILE, started)
+        checkpoints = stack.enter_context(
+            closing(Checkpoints(folder / CHECKPOINTS, execution.keep_last, execution.keep_every))
+        )
+        with clocks.clock("startup"):
+            state, ledger = _start(run, setup, checkpoints)
+            done = int(state.step)
+            log = stack.enter_context(closing(_log(folder, done, execution)))
+            clocks.lose(log.seconds_lost)
+            step, batches = train_step(setup), _batches(run, setup, done)
+            reader = Reader(run.plan, setup, folder, ledger, run.token_bytes)
+        window = stack.enter_context(ProfilerWindow(folder, execution.profile_from, execution.profile_steps))
+        termination = stack.enter_context(Termination())
+        counter = stack.enter_context(progress(label, run.steps, "steps"))
         counter.skip(done)
-        for batch in _batches(run, done):
-            state, metrics = step(state, to_device(batch, mesh))
-            done += 1
-            _count(ledger, run.plan, batch)
-            if unread:  # the step just dispatched runs while the one before it is read
-                log.write(_read(unread))
-            unread = done, metrics
-            if done % run.optimization.evaluate_every == 0 or done == run.steps:
-                validation = _validate(run, state, mesh)
-                log.write(_read(unread) | {"validation": validation})
-                unread = None
-                checkpoints.save(done, state, {"ledger": ledger}, validation)
-                counter.advance(0, f"validation {validation:.3f}")
+
+        bucket = "compile"  # what the first step takes
+        while done < run.steps:
+            with clocks.clock("data"):
+                waited = time.monotonic()
+                batch = next(batches)
+                on_device = to_device(batch, mesh, run.optimization.batch_rows)
+                waited = time.monotonic() - waited
+            window.before(done + 1)
+            with clocks.clock(bucket):
+                state, metrics = step(state, on_device)
+                done += 1
+                if reader.waiting:  # the step just dispatched runs while the one before it is read
+                    log.write(reader.read(state.parameters))
+                reader.put(done, metrics, batch, on_device, waited)
+            bucket = "step"
+            window.after(done, metrics)
+            watchdog.progress(done)
             counter.advance()
+
+            stopping = termination.after(done)
+            evaluating = done % run.optimization.evaluate_every == 0 or done == run.steps
+            if evaluating or stopping or done % (execution.checkpoint_every or run.steps) == 0:
+                with clocks.clock("step"):
+                    line, validation = reader.read(state.parameters), None
+                if evaluating:
+                    with clocks.clock("evaluation"):
+                        validation = mean_loss(setup, state.parameters, run.validation, watchdog.alive)
+                    line |= reader.validation(validation)
+                    counter.advance(0, f"validation {validation:.3f}")
+                log.write(line)
+                with clocks.clock("checkpoint"):
+                    checkpoints.save(done, state, {"ledger": ledger, "plan": dict(run.plan.rows)}, validation)
+                if hosts.is_first():
+                    clocks.write()
+                reader.restart_clock()
+            if stopping and done < run.steps:
+                raise Stopped(f"{label} was asked to stop and has saved its state after step {done} of {run.steps}")
         best_step, best_validation = checkpoints.best()
-        best = state if best_step == done else checkpoints.restore(best_step, target)[0]
-    return Finished(state.parameters, best.parameters, best_step, best_validation, ledger)
+    return Finished(setup, state.parameters, best_step, best_validation, ledger, clocks.summary())
 
 
-def _start(run: Run, checkpoints: Checkpoints, target: State, mesh: Mesh) -> tuple[State, dict[str, dict[str, int]]]:
+def best_parameters(finished: Finished, folder: epath.Path) -> Parameters:
+    """Those at the least validation loss; whoever holds others no longer needs to, for these come from the disk."""
+    with closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints:
+        return checkpoints.restore_parameters(finished.best_step, abstract_state(finished.setup).parameters)
+
+
+def _start(run: Run, setup: Setup, checkpoints: Checkpoints) -> tuple[State, dict[str, dict[str, int]]]:
     """The state and the ledger to go on from."""
-    if checkpoints.latest is not None:
-        state, position = checkpoints.restore(checkpoints.latest, target)
-        return state, position["ledger"]
-    initial = None if run.initial is None else place(run.initial, target.parameters)
-    state = new_state(run.model, run.vocabulary, run.optimization, run.steps, run.seed, mesh, initial)
-    return state, {name: {"rows": 0, "tokens": 0} for name in run.plan.rows}
+    target = abstract_state(setup)
+    if checkpoints.latest is None:
+        parameters = None if run.load is None else run.load(target.parameters)
+        ledger = {name: {"rows": 0, "tokens": 0} for name in run.plan.rows}
+        return new_state(setup, run.seed, parameters), ledger
+    state, position = checkpoints.restore(checkpoints.latest, target)
+    if position["plan"] != dict(run.plan.rows):
+        raise SbpError(
+            f"{checkpoints.folder} belongs to a run of {position['plan']} rows, and this one reads {dict(run.plan.rows)};"
+            f" delete {checkpoints.folder.parent} to start this run over"
+        )
+    return state, position["ledger"]
 
 
-def _batches(run: Run, done: int) -> grain.DatasetIterator:
-    """The batches of the steps that are left, read ahead by threads."""
-    batches = mix(run.streams, run.plan, run.optimization.batch_rows, run.seed)
-    return iter(batches[done:].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+def _log(folder: epath.Path, done: int, execution: Execution) -> MetricsLog | NoLog:
+    return MetricsLog(folder / METRICS, done, execution.tensorboard) if hosts.is_first() else NoLog()
 
 
-def _count(ledger: dict[str, dict[str, int]], plan: Plan, batch: Batch) -> None:
-    for index, name in enumerate(plan.rows):
-        rows = batch["stream"] == index
-        ledger[name]["rows"] += int(rows.sum())
-        ledger[name]["tokens"] += int(batch["mask"][rows].sum())
+def _batches(run: Run, setup: Setup, done: int) -> Iterator[Batch]:
+    """The batches of the steps that are left, of each the rows of this host's devices."""
+    rows = run.optimization.batch_rows
+    return read_ahead(mix(run.streams, run.plan, rows, run.seed, host_rows(rows, setup.mesh))[done:])
 
-
-def _validate(run: Run, state: State, mesh: Mesh) -> float:
-    loss = mean_loss(run.model, run.vocabulary, state.parameters, run.validation, run.optimization.batch_rows, mesh)
-    if not math.isfinite(loss):
-        rate = run.optimization.peak_lr
-        raise SbpError(f"the validation loss at step {int(state.step)} is not finite; lower peak_lr (now {rate:g})")
-    return loss
-
-
-def _read(unread: tuple[int, StepMetrics]) -> dict[str, Any]:
-    """Brings a step's metrics to the host, as a line of the log."""
-    step, on_device = unread
-    metrics = StepMetrics(*(np.asarray(value) for value in jax.device_get(on_device)))
-    line = {
-        "step": step,
-        "loss": float(metrics.nats / metrics.targets),
-        "targets": int(metrics.targets),
-        "gradient_norm": float(metrics.gradient_norm),
-        "parameter_norm": float(metrics.parameter_norm),
-        "learning_rate": float(metrics.learning_rate),
-        "time": round(time.time(), 3),
-    }
-    if not math.isfinite(line["loss"]):
-        raise SbpError(f"the loss at step {step} is not finite; lower the learning rate (peak_lr) or the gradient clip")
-    return line

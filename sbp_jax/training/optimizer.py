@@ -1,34 +1,93 @@
-"""AdamW with clipping, linear warm-up and cosine decay."""
+"""The optimizer, by name, and the learning rate by step."""
 
+import inspect
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from sbp_jax.config import Optimization
+from sbp_jax.errors import SbpError
+
+# Dimensions that a stacked matrix reads and writes; the layers in front are separate matrices. Muon turns matrices:
+# optax would take every two-dimensional array for one, which stacking makes of norms and unmakes of matrices.
+_MATRICES = {
+    "query": MuonDimensionNumbers((1,), (2, 3)),
+    "key": MuonDimensionNumbers((1,), (2, 3)),
+    "value": MuonDimensionNumbers((1,), (2, 3)),
+    "output": MuonDimensionNumbers((1, 2), (3,)),
+    "gate": MuonDimensionNumbers((1,), (2,)),
+    "up": MuonDimensionNumbers((1,), (2,)),
+    "down": MuonDimensionNumbers((1,), (2,)),
+}
 
 
 def schedule(optimization: Optimization, steps: int) -> optax.Schedule:
-    """Learning rate by step: from 0 up to the peak, then a cosine down to the final rate."""
+    """Learning rate by step: a linear warm-up from 0, then a cosine down to the final rate, or a plateau and a line."""
     warmup = max(1, round(optimization.warmup * steps))
-    return optax.warmup_cosine_decay_schedule(
-        0.0, optimization.peak_lr, warmup, max(steps, warmup + 1), optimization.final_lr
-    )
+    peak, final = optimization.peak_lr, optimization.final_lr
+    if optimization.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), final)
+    decay = max(1, round(optimization.decay * steps))
+    start = max(warmup, steps - decay)
+    parts = [
+        optax.linear_schedule(0.0, peak, warmup),
+        optax.constant_schedule(peak),
+        optax.linear_schedule(peak, final, max(1, steps - start)),
+    ]
+    return optax.join_schedules(parts, [warmup, start])
 
 
-def optimizer(optimization: Optimization, steps: int) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(optimization.clip),
-        optax.adamw(
-            schedule(optimization, steps),
-            b1=optimization.beta1,
-            b2=optimization.beta2,
-            weight_decay=optimization.weight_decay,
-            mask=_decayed,
-        ),
-    )
+def optimizer(optimization: Optimization) -> optax.GradientTransformation:
+    """The update at a learning rate of 1: the step multiplies it by `schedule`, whatever updates were left out before.
+
+    Weight decay falls on matrices, not on the scales of norms.
+
+    Raises:
+      SbpError: optax has no optimizer of that name that takes a learning rate alone.
+    """
+    settings = {"b1": optimization.beta1, "b2": optimization.beta2, "weight_decay": optimization.weight_decay}
+    if optimization.optimizer == "muon":
+        orthogonalize = muon(
+            1.0,
+            adam_b1=optimization.beta1,
+            adam_b2=optimization.beta2,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,  # updates of AdamW's size, so that one rate serves both (Liu et al. 2025, section 2.2)
+        )
+        # Its own weight decay has no mask for what it leaves to Adam. Updates point downhill by now, hence the sign.
+        transform = optax.chain(orthogonalize, optax.add_decayed_weights(-optimization.weight_decay, decayed))
+    else:
+        transform = _named(optimization.optimizer, settings)
+    return optax.chain(optax.clip_by_global_norm(optimization.clip), transform)
 
 
-def _decayed(parameters: Any) -> Any:
+def _named(name: str, settings: dict[str, float]) -> optax.GradientTransformation:
+    """An optimizer of optax, given those of `settings` and the mask that it has parameters for."""
+    make = getattr(optax, name, None)
+    parameters = inspect.signature(make).parameters if callable(make) else {}
+    wanted = [entry.name for entry in parameters.values() if entry.default is inspect.Parameter.empty]
+    if wanted != ["learning_rate"]:
+        raise SbpError(
+            f"optimizer={name}: optax has no optimizer of that name that takes a learning rate alone;"
+            " adamw, muon, lion, lamb and sgd are some that would do"
+        )
+    known = {key: value for key, value in settings.items() if key in parameters}
+    mask = {"mask": decayed} if "mask" in parameters else {}
+    return make(learning_rate=1.0, **known, **mask)
+
+
+def decayed(parameters: Any) -> Any:
     """True for matrices, False for the scales of norms, which stacking has made two-dimensional."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not path[-1].key.endswith("norm"), parameters)
+
+
+def _matrices(parameters: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: _MATRICES.get(path[-1].key), parameters)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Square root of the sum of squares of all leaves, in float32."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))

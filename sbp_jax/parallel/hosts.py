@@ -1,0 +1,61 @@
+"""The processes of a run, one on each host: how they find one another, and which of them speaks for all."""
+
+import os
+
+import jax
+from jax.experimental import multihost_utils
+
+from sbp_jax.errors import SbpError
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def start() -> None:
+    """Joins the other processes where the environment names them; has to come before anything touches a device.
+
+    `SBP_DISTRIBUTED=auto` lets JAX find them, on Cloud TPU, under Slurm and under Open MPI; otherwise
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it, and where they are not set either, this
+    process is alone.
+
+    Raises:
+      SbpError: some of the variables are missing or are no numbers, or the others cannot be reached.
+    """
+    given = [name for name in VARIABLES if os.environ.get(name)]
+    setting = os.environ.get("SBP_DISTRIBUTED", "")
+    if setting not in ("", "auto"):
+        raise SbpError(f"SBP_DISTRIBUTED={setting}; it may be auto, or not set")
+    if not given and not setting or jax.distributed.is_initialized():
+        return
+    try:
+        if setting:
+            jax.distributed.initialize()
+            return
+        if len(given) < len(VARIABLES):
+            missing = ", ".join(name for name in VARIABLES if name not in given)
+            raise SbpError(f"{given[0]} is set, but not {missing}; several hosts need all three")
+        address, *numbers = (os.environ[name] for name in VARIABLES)
+        if not all(number.isdigit() for number in numbers):
+            raise SbpError(f"{VARIABLES[1]} and {VARIABLES[2]} must be whole numbers, not {' and '.join(numbers)}")
+        jax.distributed.initialize(address, int(numbers[0]), int(numbers[1]))
+    except (RuntimeError, ValueError) as error:
+        raise SbpError(f"the hosts of this run did not find one another ({str(error).splitlines()[0]})") from error
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once: manifests, metrics, finished models."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    return jax.process_count() > 1
+
+
+def first_says(value: bool) -> bool:
+    """The first process's value, on every process; a decision that all of them must take alike."""
+    return bool(multihost_utils.broadcast_one_to_all(value)) if several() else value
+
+
+def wait_for_all(place: str) -> None:
+    """Returns once every process has come here."""
+    if several():
+        multihost_utils.sync_global_devices(place)
