@@ -7,6 +7,7 @@ Legend: B rows, T positions, N query heads, K key-value heads, H head dimension,
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,10 @@ from sbp_jax.parallel.sharding import axis_size, in_shards
 Attention = Callable[[Array, Array, Array, Array], Array]
 SAVED = "attention"  # name of the result that the remat policy `dots` keeps
 MASKED = -1e30  # finite, so that a row of padding gives numbers
+SPLASH_BLOCKS = (
+    *("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv"),
+    *("block_kv_dkv_compute", "block_q_dq", "block_kv_dq"),
+)
 CPU_BLOCK = 128  # query positions whose scores are computed together on a CPU
 
 
@@ -119,12 +124,10 @@ def _splash(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, segments_BT: 
 
     def one_shard(query_BNTH: Array, key_BKTH: Array, value_BKTH: Array, segments_BT: Array) -> Array:
         block = next(size for size in (512, 256, 128) if length % size == 0)
+        sizes: dict[str, Any] = dict.fromkeys(SPLASH_BLOCKS, block)
         kernel = splash.make_splash_mha(
             splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * query_BNTH.shape[1]),
-            block_sizes=splash.BlockSizes(
-                **dict.fromkeys(("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv"), block),
-                **dict.fromkeys(("block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block),
-            ),
+            block_sizes=splash.BlockSizes(**sizes),
             head_shards=1,
             q_seq_shards=1,
             residual_checkpoint_name=SAVED,

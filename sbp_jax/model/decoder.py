@@ -209,7 +209,7 @@ class Dropout(NamedTuple):
     rate: float
     keys_B: Array
 
-    def __call__(self, x_BTD: Array, place: Array) -> Array:
+    def __call__(self, x_BTD: Array, place: Array | int) -> Array:
         """Drops parts of `x_BTD`; `place` numbers the places of the model where that happens."""
         keys_B = jax.vmap(jax.random.fold_in, (0, None))(self.keys_B, place)
         keep = partial(jax.random.bernoulli, p=1 - self.rate, shape=x_BTD.shape[1:])

@@ -19,7 +19,7 @@ def host_rows(batch_rows: int, mesh: Mesh) -> list[int] | None:
     """Rows of every batch that this host's devices hold, ascending; None: all of them."""
     if not hosts.several():
         return None
-    indices = rows_sharding((batch_rows,), mesh).addressable_devices_indices_map((batch_rows,))
+    indices: Any = rows_sharding((batch_rows,), mesh).addressable_devices_indices_map((batch_rows,))
     return sorted({row for (rows,) in indices.values() for row in range(*rows.indices(batch_rows))})
 
 

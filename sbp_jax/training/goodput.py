@@ -1,8 +1,8 @@
 """Where a run's time went, over all its starts: how much of it was steps that count.
 
-Buckets: `startup` (restoring, placing, opening), `compile` (the first step, which compiles), `data` (waiting for a batch), `step`,
-`evaluation`, `checkpoint` (what the loop waits for, not the writing in the background), `other`, and `lost` (steps done
-again after a kill).
+Buckets: `startup` (restoring, placing, opening), `compile` (the first step, which compiles), `data` (waiting for a
+batch), `step`, `evaluation`, `checkpoint` (what the loop waits for, not the writing in the background), `other`, and
+`lost` (steps done again after a kill).
 """
 
 import json

@@ -95,13 +95,9 @@ class Watchdog:
     def _report(self, still: float) -> None:
         lines = [f"no progress for {still:.0f} s after step {self._step} on process {jax.process_index()}:"]
         for process in range(jax.process_count() if hosts.several() else 0):
-            entry = read_json(self._folder / f"{process}.json")
-            known = isinstance(entry, dict)
-            lines.append(
-                f"  process {process} on {entry['host']} (pid {entry['pid']}) has done {entry['step']} steps"
-                if known
-                else f"  process {process} has said nothing"
-            )
+            entry = read_json(self._folder / f"{process}.json") or {}
+            where = f"{entry.get('host', 'an unknown host')} (pid {entry.get('pid', 'unknown')})"
+            lines.append(f"  process {process} on {where} has done {entry.get('step', 'an unknown number of')} steps")
         lines.append("it stops now, and the same command goes on from the last checkpoint; its stacks:")
         print("\n".join(lines), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)

@@ -159,8 +159,9 @@ def _start(run: Run, setup: Setup, checkpoints: Checkpoints) -> tuple[State, dic
         return new_state(setup, run.seed, parameters), ledger
     state, position = checkpoints.restore(checkpoints.latest, target)
     if position["plan"] != dict(run.plan.rows):
+        theirs, ours = position["plan"], dict(run.plan.rows)
         raise SbpError(
-            f"{checkpoints.folder} belongs to a run of {position['plan']} rows, and this one reads {dict(run.plan.rows)};"
+            f"{checkpoints.folder} belongs to a run that reads the rows {theirs}, and this one reads {ours};"
             f" delete {checkpoints.folder.parent} to start this run over"
         )
     return state, position["ledger"]

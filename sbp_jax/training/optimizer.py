@@ -66,8 +66,8 @@ def optimizer(optimization: Optimization) -> optax.GradientTransformation:
 
 def _named(name: str, settings: dict[str, float]) -> optax.GradientTransformation:
     """An optimizer of optax, given those of `settings` and the mask that it has parameters for."""
-    make = getattr(optax, name, None)
-    parameters = inspect.signature(make).parameters if callable(make) else {}
+    make: Any = getattr(optax, name, None)
+    parameters: Any = inspect.signature(make).parameters if callable(make) else {}
     wanted = [entry.name for entry in parameters.values() if entry.default is inspect.Parameter.empty]
     if wanted != ["learning_rate"]:
         raise SbpError(

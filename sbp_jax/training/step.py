@@ -3,7 +3,6 @@
 Legend: B rows of the batch, T positions of a row, P pieces that a batch is computed in, S streams.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from sbp_jax.config import Execution, Model, Optimization
 from sbp_jax.model import attention
@@ -109,6 +108,7 @@ def abstract_state(setup: Setup) -> State:
 def abstract_batch(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape, dtype and sharding of what `to_device` gives."""
     rows, context = setup.optimization.batch_rows, setup.optimization.context
+    shapes: dict[str, tuple[tuple[int, ...], Any]]
     shapes = {"tokens": ((rows, context + 1), jnp.int32), "mask": ((rows, context), jnp.bool_)}
     shapes |= {name: ((rows, context), jnp.int32) for name in ("segments", "positions")}
     shapes["stream"] = ((rows,), jnp.int32)
@@ -133,11 +133,11 @@ def new_state(setup: Setup, seed: int, parameters: Parameters | None = None) -> 
 
 
 @lru_cache(maxsize=8)
-def train_step(setup: Setup) -> Callable[[State, Any], tuple[State, StepMetrics]]:
+def train_step(setup: Setup) -> "InMesh":
     """The jitted step: loss and gradient of the global batch, divided once by its number of targets.
 
-    The state is donated. Arms of one shape share the compiled program. `train_step(setup).lower(state, batch)` takes
-    abstract arguments.
+    It takes a `State`, which is donated, and a batch, and gives a `State` and `StepMetrics`. Arms of one shape share
+    the compiled program. `lower` takes `abstract_state` and `abstract_batch` instead.
     """
     transform, rate = optimizer(setup.optimization), schedule(setup.optimization, setup.steps)
     spikes = setup.optimization.skip_spikes
@@ -195,8 +195,8 @@ def train_step(setup: Setup) -> Callable[[State, Any], tuple[State, StepMetrics]
 
 
 @lru_cache(maxsize=8)
-def evaluation_step(setup: Setup) -> Callable[[Parameters, Any], Float[Array, "B T"]]:
-    """Nats of each target of a batch, zero where the mask is off, whole on every host."""
+def evaluation_step(setup: Setup) -> "InMesh":
+    """From parameters and a batch the nats of each target [B, T], zero where the mask is off, whole on every host."""
 
     def losses(parameters: Parameters, batch: Any) -> Array:
         decoder, hidden_BTD = _hidden_states(setup, parameters, batch, None)
