@@ -56,7 +56,7 @@ stop() {
   pid=$(cat "$logs/$1.pid")
   echo "$(hostname): stopping run $1, which saves a checkpoint first"
   kill -TERM -- "-$pid"
-  timeout 600 tail --pid="$pid" -f /dev/null || kill -KILL -- "-$pid"
+  timeout 600 tail --sleep-interval=0.2 --pid="$pid" -f /dev/null || kill -KILL -- "-$pid"
 }
 
 start() {
@@ -76,7 +76,7 @@ start() {
 }
 
 follow() {
-  tail --lines=+1 --pid="$(cat "$logs/$1.pid")" -f "$logs/$1.log"
+  tail --lines=+1 --sleep-interval=0.2 --pid="$(cat "$logs/$1.pid")" -f "$logs/$1.log"
   [ -f "$logs/$1.status" ] || fail "run $1 was killed; the end of its output is above"
   exit "$(cat "$logs/$1.status")"
 }
