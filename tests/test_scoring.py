@@ -9,7 +9,7 @@ from etils import epath
 from flax import nnx
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
-from sbp_jax.config import Execution, Model
+from sbp_jax.config import Execution, Model, Training
 from sbp_jax.data.packing import pack
 from sbp_jax.data.rows import write_rows
 from sbp_jax.model import huggingface
@@ -32,14 +32,16 @@ def scored(folder: epath.Path, scale: float) -> Artifact:
         lambda leaf: scale * leaf, nnx.to_pure_dict(nnx.state(Decoder(MODEL, VOCABULARY, nnx.Rngs(0))))
     )
     trained = output(folder, "trained")
-    with trained.writing("final/model.safetensors") as writing:
-        writing.path.write_bytes(huggingface.to_bytes(weights))
+    for name in huggingface.save(trained.path / "final", weights, MODEL, VOCABULARY, CONTEXT, 0):
+        with trained.writing(f"final/{name}"):
+            pass
     test = output(folder, "test")
     random = np.random.default_rng(0)
     documents = [(ordinal, random.integers(1, VOCABULARY, length)) for ordinal, length in enumerate(LENGTHS)]
     totals = write_rows(test, pack(documents, CONTEXT, 0))
+    training = Training(batch_rows=4)
     inputs = {"trained": trained.finish(), "test": test.finish(totals | {"bytes": 500, "context": CONTEXT})}
-    return score.run(output(folder, "score"), **inputs, model=MODEL, batch_rows=4, execution=Execution())
+    return score.run(output(folder, "score"), **inputs, model=MODEL, training=training, execution=Execution())
 
 
 def test_a_model_that_guesses_scores_the_logarithm_of_the_vocabulary(tmp_path):

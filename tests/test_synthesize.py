@@ -56,8 +56,11 @@ def _inputs(folder: Path) -> dict[str, Artifact]:
     records = [ids.astype("<i4").tobytes() for ids in tokenizer.encode_batch(texts)]
     tokens.shard(0, ".array_record", lambda writing: arrayrecord.write(writing, records))
     parameters = jax.device_get(initialize(DECODER, tokenizer.vocab_size, 0, build_mesh(MeshShape())))
-    with model.writing("best/model.safetensors") as writing:
-        writing.path.write_bytes(huggingface.to_bytes(jax.tree.map(lambda array: array * 6, parameters)))
+    parameters = jax.tree.map(lambda array: array * 6, parameters)
+    entries, end = tokenizer.vocab_size, tokenizer.end_of_document
+    for name in huggingface.save(model.path / "best", parameters, DECODER, entries, CONTEXT, end):
+        with model.writing(f"best/{name}"):
+            pass
     capped = _made(folder / "capped", {"targets": 120, "documents": 12})
     oracle = _made(folder / "oracle", {"targets": 640, "documents": 24})
     outputs = {

@@ -92,7 +92,7 @@ class Engine:
         """Places parameters and an empty cache; compiles nothing yet.
 
         Args:
-          parameters: arrays of the host, as `huggingface.read` gives them.
+          parameters: arrays of the host, or of the devices, as `huggingface.load` gives them.
           tokenizer: its special tokens end documents and are never chosen, respectively.
           context: most tokens of a prompt and what it is continued by.
           decode_steps: tokens generated between two looks at what has finished.

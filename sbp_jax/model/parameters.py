@@ -45,10 +45,13 @@ def initialize(config: Model, vocabulary: int, seed: int, mesh: Mesh) -> Paramet
 
 
 def place(parameters: Parameters, target: Parameters) -> Parameters:
-    """Puts arrays of the host where `target`, from `abstract`, says."""
-    return jax.tree.map(
-        lambda value, leaf: jax.device_put(np.asarray(value, leaf.dtype), leaf.sharding), parameters, target
-    )
+    """Puts arrays where `target`, from `abstract`, says; those of the devices stay on them."""
+
+    def put(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        cast = value.astype(leaf.dtype) if isinstance(value, jax.Array) else np.asarray(value, leaf.dtype)
+        return jax.device_put(cast, leaf.sharding)
+
+    return jax.tree.map(put, parameters, target)
 
 
 def to_compute_dtype(config: Model, parameters: Parameters) -> Parameters:

@@ -15,6 +15,7 @@ from sbp_jax.data.splits import members
 from sbp_jax.errors import SbpError
 from sbp_jax.generation.engine import Completion, Engine, Request
 from sbp_jax.model import huggingface
+from sbp_jax.model.parameters import abstract, to_compute_dtype
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.progress import progress
 from sbp_jax.text.template import prompt
@@ -126,10 +127,12 @@ def _engine(
     mesh: Mesh,
     execution: Execution,
 ) -> Engine:
-    weights = model.file("best/model.safetensors")
-    parameters = huggingface.read(weights, decoder)
+    folder = model.folder("best")
+    vocabulary = huggingface.inspect(folder).vocabulary
+    target = to_compute_dtype(decoder, abstract(decoder, vocabulary, mesh))
+    parameters = huggingface.load(folder, decoder, vocabulary, mesh, target)
     shape = {"slots": execution.slots, "decode_steps": execution.decode_steps}
-    return Engine(decoder, parameters, tokenizer, synthesis, context=context, mesh=mesh, name=str(weights), **shape)
+    return Engine(decoder, parameters, tokenizer, synthesis, context=context, mesh=mesh, name=str(folder), **shape)
 
 
 def _requester(
