@@ -1,4 +1,4 @@
-"""The command line: `sbp run | status | config | clean | report | <stage>`."""
+"""The command line: `sbp run | status | config | plan | clean | report | <stage>`."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbp_jax.errors import SbpError
+from sbp_jax.planning.command import add_options
 
 if TYPE_CHECKING:
     from sbp_jax.pipeline import Pipeline
@@ -101,6 +102,13 @@ def _config(options: argparse.Namespace) -> None:
         print(line)
 
 
+def _plan(options: argparse.Namespace) -> None:
+    from sbp_jax.experiments import load
+    from sbp_jax.planning import command
+
+    command.run(options, load(options.config, options.set, options.tiny))
+
+
 def _clean(options: argparse.Namespace) -> None:
     pipeline = _pipeline(options)
     unused = pipeline.unused()
@@ -182,6 +190,12 @@ def _parser() -> argparse.ArgumentParser:
     add("report", "print the results and the path of the report", _report).add_argument("--json", action="store_true")
     clean = add("clean", "remove artifacts that no experiment of the work folder uses", _clean)
     clean.add_argument("--yes", action="store_true", help="do not ask")
+    plan = commands.add_parser("plan", help="plan a run for hardware that is not there")
+    train = plan.add_subparsers(required=True, metavar="WHAT").add_parser(
+        "train", parents=[shared], help="compile the training step for a TPU topology"
+    )
+    train.set_defaults(command=_plan)
+    add_options(train)
     for stage, text in STAGES.items():
         add(stage.replace("_", "-"), text, _stage).set_defaults(stage=stage)
     return parser

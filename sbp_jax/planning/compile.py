@@ -1,0 +1,95 @@
+"""The real training step, compiled for devices that are not there: what it holds in memory and sends."""
+
+import math
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from sbp_jax.planning import hlo
+from sbp_jax.training.step import Setup, abstract_batch, abstract_state, train_step
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+      parameters, optimizer, batch: what the step is given.
+      activations: temporaries while it runs, gradients and gathered weights among them.
+      code: the program itself.
+      peak: what the runtime sets aside: arguments, results that do not take their place, temporaries and code. None:
+        the compiler gave up, for there is no way to fit the device.
+      needed: the peak, or what the compiler said it would need at least.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+    activations: int | None
+    code: int | None
+    peak: int | None
+    needed: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one step.
+
+    Attributes:
+      traffic: bytes that a device sends, by kind of collective.
+      unknown_loops: loops whose length could not be read; their traffic counts once.
+      recomputed: instructions that the compiler itself chose to compute again, to fit the memory.
+      seconds: it took to compile.
+    """
+
+    memory: Memory
+    traffic: dict[str, hlo.Traffic]
+    unknown_loops: int
+    recomputed: int
+    seconds: float
+
+
+def compile_step(setup: Setup) -> Compiled:
+    """Compiles the training step for the devices of the setup's mesh; nothing runs, and no array is made."""
+    start = time.monotonic()
+    state, batch = abstract_state(setup), abstract_batch(setup)
+    given = {
+        "parameters": _device_bytes(state.parameters),
+        "optimizer": _device_bytes(state.optimizer),
+        "batch": _device_bytes(batch),
+    }
+    try:
+        compiled = train_step(setup).lower(state, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _exhausted(str(error))
+        if needed is None:
+            raise
+        memory = Memory(**given, activations=None, code=None, peak=None, needed=needed)
+        return Compiled(memory, {}, 0, 0, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    code = stats.generated_code_size_in_bytes
+    peak = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    peak += stats.temp_size_in_bytes + code
+    memory = Memory(**given, activations=stats.temp_size_in_bytes, code=code, peak=peak, needed=peak)
+    traffic, unknown = hlo.collectives(text)
+    recomputed = len(set(re.findall(r"%([\w.\-]+\.remat[\w.]*) =", text)))
+    return Compiled(memory, traffic, unknown, recomputed, seconds)
+
+
+def _device_bytes(tree: Any) -> int:
+    """Bytes of one device's part of abstract arrays, before the device's own padding."""
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _exhausted(message: str) -> int | None:
+    """Bytes that a program would need, from the compiler's refusal; None: it failed for another reason."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    found = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", message)
+    return int(float(found[1]) * UNITS[found[2]]) if found else 0

@@ -1,0 +1,118 @@
+"""TPU slices that are not there: their chips' limits, and devices to compile for with libtpu on a CPU."""
+
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from sbp_jax.errors import SbpError
+from sbp_jax.training.flops import peak_flops
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a program may use of one kind of chip. The sources are in docs/planning.md.
+
+    Attributes:
+      memory_gib: HBM that libtpu leaves to a program on one device.
+      network: bytes a second that one device can send inside its slice, over all of its links together.
+      between_slices: bytes a second that one device can send to other slices.
+      dimensions: sides of a slice.
+      devices: JAX devices a chip.
+    """
+
+    memory_gib: float
+    network: float
+    between_slices: float
+    dimensions: int
+    devices: int = 1
+
+
+CHIPS = {
+    "v5e": Chip(15.75, 200e9, 3.1e9, 2),
+    "v5p": Chip(95.74, 600e9, 6.2e9, 3),
+    "v6e": Chip(31.25, 400e9, 12.5e9, 2),
+    "tpu7x": Chip(94.75, 300e9, 6.2e9, 3, devices=2),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Devices to compile for, with the limits of each.
+
+    Attributes:
+      memory: bytes of HBM a device.
+      flops: dense bfloat16 operations a second a device.
+      network, between_slices: bytes a second that a device can send inside its slice and out of it.
+    """
+
+    name: str
+    slices: int
+    chips: int
+    devices: tuple[Any, ...]
+    memory: float
+    flops: float
+    network: float
+    between_slices: float
+
+    @property
+    def kind(self) -> str:
+        return self.devices[0].device_kind
+
+
+def get_topology(name: str, slices: int = 1) -> Topology:
+    """The devices of `slices` slices, each of a topology such as "v5p:4x4x8".
+
+    JAX itself is set to run on the CPU. Several such processes may run at once.
+
+    Raises:
+      SbpError: libtpu is missing, or knows no such topology.
+    """
+    chip = CHIPS.get(name.partition(":")[0])
+    shape = re.fullmatch(r"\d+(x\d+)+", name.partition(":")[2])
+    if chip is None or shape is None or shape[0].count("x") + 1 != chip.dimensions:
+        raise SbpError(
+            f"--topology {name}: expected a kind of chip and the chips along each side of a slice, such as v5e:16x16,"
+            f" v6e:16x16 or v5p:4x4x8; the kinds are {', '.join(CHIPS)}"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise SbpError(
+            "compiling for a TPU needs libtpu, which is not installed; on Linux and x86-64:"
+            " python -m pip install -r requirements-tpu.txt"
+        )
+    _prepare()
+    options: dict[str, Any] = {}
+    if slices > 1:
+        options["num_slices"] = slices
+    if shape[0] in ("1x1", "1x1x1"):  # by default a host has 2x2 chips
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        described = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise SbpError(f"--topology {name}: libtpu refuses it ({str(error).splitlines()[0]})") from error
+    devices: tuple[Any, ...] = tuple(described.devices)
+    peak = peak_flops(devices[0].device_kind)
+    assert peak is not None, devices[0].device_kind
+    chips, memory = len(devices) // chip.devices, chip.memory_gib * GIB
+    return Topology(name, slices, chips, devices, memory, peak, chip.network, chip.between_slices)
+
+
+def _prepare() -> None:
+    """Keeps JAX on the CPU, and libtpu from looking for a TPU, for its lock or for a log file; before it is loaded."""
+    jax.config.update("jax_platforms", "cpu")
+    for variable, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",  # any: without one libtpu warns on the terminal; the topology is what counts
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_LOG_DIR": "disabled",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_STDERR_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(variable, value)
