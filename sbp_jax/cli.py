@@ -1,14 +1,15 @@
-"""The command line: `sbp run | status | config | plan | clean | report | <stage>`."""
+"""The command line: `sbp run | status | config | plan | clean | report | export | import | <stage>`."""
 
 import argparse
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sbp_jax.errors import SbpError
+from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.planning.command import add_options
 
 if TYPE_CHECKING:
@@ -33,14 +34,30 @@ STAGES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; 0 on success, 2 for what the user can mend, 1 for a fault of the program, 130 on Ctrl-C."""
+    """Runs one command.
+
+    Returns:
+      0 on success, 2 for what the user can mend, 1 for a fault of the program, 130 on Ctrl-C, 143 on SIGTERM.
+    """
     options = _parser().parse_args(arguments)
     if not options.debug:
         _quiet_libraries()
+    status = _status_of(options)
+    if status and _one_of_several():  # an orderly end would wait for the others, who wait for this one
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _status_of(options: argparse.Namespace) -> int:
     try:
         options.command(options)
         sys.stdout.flush()
         return 0
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except BrokenPipeError:  # whoever read the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -56,14 +73,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from sbp_jax.parallel import hosts
+
+    hosts.start()
     pipeline = _pipeline(options)
-    pipeline.run(_say, until=options.until, only=options.only)
+    pipeline.run(_say if hosts.is_first() else _ignore, until=options.until, only=options.only)
+    if not hosts.is_first():
+        return
     if pipeline.artifact("report") is not None and not (options.until or options.only):
         _print_report(pipeline, options.json)
 
 
 def _stage(options: argparse.Namespace) -> None:
-    _pipeline(options).run(_say, only=options.stage)
+    options.until, options.only, options.json = None, options.stage, False
+    _run(options)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -124,6 +147,26 @@ def _clean(options: argparse.Namespace) -> None:
             return
     pipeline.remove(unused)
     print(f"removed {len(unused)} artifacts")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from sbp_jax.training import exchange
+
+    pipeline = _pipeline(options)
+    models = [name for name, node in pipeline.nodes.items() if node.stage in ("train", "tune")]
+    name = exchange.choose(options.model, models)
+    trained, tokenizer = pipeline.artifact(name), pipeline.artifact("tokenizer")
+    if trained is None or tokenizer is None:
+        raise SbpError(f"{name} is not complete in {pipeline.workdir}; run `sbp run ... --until {name}`")
+    for file in exchange.export(trained, tokenizer, pipeline.experiment, options):
+        print(file)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from sbp_jax.training import exchange
+
+    sections = exchange.fields(options.folder)
+    print(json.dumps(sections, indent=1) if options.json else exchange.assignments(sections))
 
 
 def _print_report(pipeline: "Pipeline", as_json: bool = False) -> None:
@@ -188,6 +231,18 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true"
     )
     add("report", "print the results and the path of the report", _report).add_argument("--json", action="store_true")
+    exported = add("export", "write a finished model with its tokenizer as a Hugging Face folder", _export)
+    exported.add_argument("--model", required=True, metavar="NAME", help="an arm, a stage instance, or synthesizer")
+    exported.add_argument("--to", required=True, metavar="FOLDER", help="a folder that is empty or not there yet")
+    exported.add_argument("--checkpoint", choices=("final", "best"), default="final", help="last, or by validation")
+    exported.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
+    exported.add_argument("--layout", choices=("qwen3", "llama", "qwen3-embedding"), help="default: the model's own")
+    text = "print the fields of a config whose base model is the one in a Hugging Face folder"
+    imported = commands.add_parser("import", help=text, description=text)
+    imported.add_argument("folder", help="holds config.json, safetensors and tokenizer.json")
+    imported.add_argument("--json", action="store_true", help="print JSON instead of options for `sbp run`")
+    imported.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    imported.set_defaults(command=_import)
     clean = add("clean", "remove artifacts that no experiment of the work folder uses", _clean)
     clean.add_argument("--yes", action="store_true", help="do not ask")
     plan = commands.add_parser("plan", help="plan a run for hardware that is not there")
@@ -235,6 +290,15 @@ def _message(error: Exception) -> str:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _ignore(line: str) -> None:
+    pass
+
+
+def _one_of_several() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _tree(value: dict[str, Any], indent: str = "") -> list[str]:

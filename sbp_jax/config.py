@@ -111,6 +111,9 @@ class Training(Optimization):
 class Tuning(Optimization):
     """The synthesizer: the base model trained on pairs, loss on d2 alone (SBP, step 2)."""
 
+    base: str | None = field(
+        default=None, metadata=NOT_IN_RECIPE
+    )  # a Hugging Face folder to start from, `model` and `tokenizer` being its (`sbp import`); None: the repetition arm
     context: int = 512
     peak_lr: float = 1e-3
     final_lr: float = 1e-5

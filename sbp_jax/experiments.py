@@ -51,7 +51,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         tokenizer=replace(experiment.tokenizer, path=None, vocab_size=512),
         model=replace(experiment.model, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, dtype="float32"),
         training=replace(experiment.training, tokens=30 * 8 * 96, **small_steps),
-        tuning=replace(experiment.tuning, epochs=1.0, validation=0.2, **(small_steps | {"context": 512})),
+        tuning=replace(experiment.tuning, base=None, epochs=1.0, validation=0.2, **(small_steps | {"context": 512})),
         embedding=replace(experiment.embedding, max_tokens=64),
         neighbors=replace(experiment.neighbors, top_k=10),
         pairs=replace(experiment.pairs, threshold=0.4, minimum=20),
@@ -59,7 +59,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         filters=replace(experiment.filters, min_words=1, max_repetition=0.9, max_copied=0.9, keep_unfinished=True),
         seeds=experiment.seeds[:1],
         note="This is the tiny variant: it shows that the pipeline runs from end to end, and nothing else.",
-        execution=replace(experiment.execution, slots=32),
+        execution=replace(experiment.execution, slots=32, accumulate=1),
     )
 
 
@@ -126,6 +126,11 @@ def check(experiment: Experiment) -> None:
             pieces > 0 and values.batch_rows % pieces == 0,
             f"execution.accumulate is {pieces}; it must divide {section}.batch_rows ({values.batch_rows})",
         )
+    _demand(
+        experiment.tuning.base is None or experiment.tokenizer.path is not None,
+        f"tuning.base is {experiment.tuning.base}, whose tokens are not those of a tokenizer trained here;"
+        f" set tokenizer.path={experiment.tuning.base}/tokenizer.json",
+    )
     for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ffn"):
         positive[f"model.{name}"] = getattr(model, name)
     optional = {

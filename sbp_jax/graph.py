@@ -48,6 +48,7 @@ class Node:
       inputs: name of the instance that makes each input artifact, by the role it plays.
       config: the stage's other arguments, all part of the recipe.
       files: lists the user's files it reads, whose content is part of the recipe.
+      all_hosts: whether all processes run it together, as one program on all devices.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Node:
     inputs: Mapping[str, str]
     config: Mapping[str, Any]
     files: Callable[[], list[epath.Path]] | None = None
+    all_hosts: bool = False
 
 
 def graph(experiment: Experiment) -> dict[str, Node]:
@@ -74,7 +76,10 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         config: Mapping[str, Any],
         files: Callable[[], list[epath.Path]] | None = None,
     ) -> str:
-        nodes[name] = Node(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files)
+        nodes[name] = Node(
+            *(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files),
+            all_hosts=stage in (train, tune, score),
+        )
         return name
 
     # Real documents, and their packed rows.
@@ -145,10 +150,13 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         add(f"rows-pairs-{part}", pack_pairs, {"pairs": related, "tokens": tokens, "tokenizer": tokenizer}, config)
 
     # Step 2: the synthesizer.
-    inputs = {"base": base, "pairs": "rows-pairs-train", "validation": "rows-pairs-validation", "tokenizer": tokenizer}
-    synthesizer = add(
-        "synthesizer", tune, inputs, {"settings": settings, "model": experiment.model, "tuning": experiment.tuning}
-    )
+    inputs = {"pairs": "rows-pairs-train", "validation": "rows-pairs-validation", "tokenizer": tokenizer}
+    if experiment.tuning.base is None:
+        inputs["base"], own_base = base, None
+    else:
+        own_base = partial(tune.base_files, experiment.tuning, experiment.model, settings)
+    config = {"settings": settings, "model": experiment.model, "tuning": experiment.tuning}
+    synthesizer = add("synthesizer", tune, inputs, config, own_base)
 
     # Step 3: synthetic documents, and the arms that read them.
     share = max(arm.synthetic_share for arm in experiment.arms)

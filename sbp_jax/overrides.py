@@ -30,6 +30,9 @@ def _replace(owner: Any, names: list[str], text: str, path: str) -> Any:
     fields = [field.name for field in dataclasses.fields(owner)]
     name = fields[_find(names[0], fields, path)]
     value, kind = getattr(owner, name), typing.get_type_hints(type(owner))[name]
+    groups = [kind for kind in typing.get_args(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    if value is None and groups and names[1:]:  # setting a field of a group that is off turns it on
+        value = groups[0]()
     named_entries = isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])
     if dataclasses.is_dataclass(value) or named_entries:
         new = _replace(value, names[1:], text, path) if names[1:] else _no_value(path, value)

@@ -236,13 +236,10 @@ def _verify(
     model: Model, vocabulary: int, prefix: str, tensors: Mapping[str, Tensor], folder: epath.Path, remedy: str
 ) -> None:
     parameters = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(Decoder(model, vocabulary, nnx.Rngs(0)))))
-    wanted = {
-        name_of(ours, prefix, layer): file_shape(ours, leaf.shape, vocabulary) for ours, layer, leaf in named(parameters)
-    }
+    leaves = list(named(parameters))
+    wanted = {name_of(ours, prefix, layer): file_shape(ours, leaf.shape, vocabulary) for ours, layer, leaf in leaves}
     if missing := [name for name in wanted if name not in tensors]:
-        raise SbpError(
-            f"{folder} lacks {len(missing)} tensors that {CONFIG} calls for, such as {missing[0]}; {remedy}"
-        )
+        raise SbpError(f"{folder} lacks {len(missing)} tensors that {CONFIG} calls for, such as {missing[0]}; {remedy}")
     if unknown := sorted(tensors.keys() - wanted.keys()):
         raise SbpError(
             f"{folder} has {len(unknown)} tensors that this decoder has no place for, such as {unknown[0]}; {remedy}"

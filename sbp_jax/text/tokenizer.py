@@ -73,14 +73,22 @@ def load(path: epath.Path, config: Tokenizer) -> TextTokenizer:
     Raises:
       SbpError: the file is missing, is no tokenizer, or cannot tell special tokens from text.
     """
+    return _prepare(read(path), config, str(path))
+
+
+def read(path: epath.Path) -> tokenizers.Tokenizer:
+    """A tokenizer.json as it is.
+
+    Raises:
+      SbpError: the file is missing or is no tokenizer.
+    """
     if not path.exists():
         raise SbpError(f"tokenizer file {path} does not exist; check tokenizer.path")
     source = path.read_bytes()
     try:
-        tokenizer = tokenizers.Tokenizer.from_buffer(source)
+        return tokenizers.Tokenizer.from_buffer(source)
     except ValueError as error:  # what the library raises for anything that it cannot parse
         raise SbpError(f"{path} is not a Hugging Face tokenizer.json ({error}); check tokenizer.path") from error
-    return _prepare(tokenizer, config, str(path))
 
 
 def _prepare(tokenizer: tokenizers.Tokenizer, config: Tokenizer, name: str) -> TextTokenizer:

@@ -1,4 +1,4 @@
-"""These tests compare with transformers, which the environment of the other tests does not have (`make test-interop`)."""
+"""Comparisons with transformers, which the environment of the other tests does not have (`make test-interop`)."""
 
 import importlib.util
 
