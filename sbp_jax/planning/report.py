@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sbp_jax.model.parameters import count
 from sbp_jax.planning.compile import Compiled
 from sbp_jax.planning.search import Layout, Problem, fits
 from sbp_jax.planning.topology import GIB
@@ -58,7 +57,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "flops": topology.flops,
             "network": topology.network,
         },
-        "model": {"parameters": count(problem.model, problem.vocabulary), "flops_per_token": flops},
+        "model": {"parameters": problem.parameters, "flops_per_token": flops},
         "run": {
             "context": optimization.context,
             "batch_rows": optimization.batch_rows,

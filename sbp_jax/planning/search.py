@@ -6,6 +6,7 @@ The estimates only decide what is compiled, and in which order; what is reported
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from sbp_jax.config import Execution, MeshShape, Model, Optimization
 from sbp_jax.model.parameters import count
@@ -45,6 +46,10 @@ class Problem:
     mesh: MeshShape | None = None
     remat: str | None = None
     accumulate: int | None = None
+
+    @cached_property
+    def parameters(self) -> int:
+        return count(self.model, self.vocabulary)
 
 
 def layouts(problem: Problem) -> list[Layout]:
@@ -103,7 +108,7 @@ def estimate(problem: Problem, mesh: MeshShape, remat: str, accumulate: int) -> 
     model, topology, context = problem.model, problem.topology, problem.optimization.context
     slice_size = len(topology.devices) // topology.slices
     tokens = problem.optimization.batch_rows * context / (mesh.data * mesh.fsdp)  # of a device, in a step
-    parameters = count(model, problem.vocabulary)
+    parameters = problem.parameters
 
     flops = flops_per_token(model, problem.vocabulary, context)
     again = {"none": 0.0, "dots": 0.04, "full": 1 / 3}[remat]
