@@ -30,12 +30,15 @@ def _replace(owner: Any, names: list[str], text: str, path: str) -> Any:
     fields = [field.name for field in dataclasses.fields(owner)]
     name = fields[_find(names[0], fields, path)]
     value, kind = getattr(owner, name), typing.get_type_hints(type(owner))[name]
-    groups = [kind for kind in typing.get_args(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    optional = typing.get_args(kind) if typing.get_origin(kind) is types.UnionType else ()
+    groups = [group for group in optional if isinstance(group, type) and dataclasses.is_dataclass(group)]
     if value is None and groups and names[1:]:  # setting a field of a group that is off turns it on
         value = groups[0]()
     named_entries = isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])
-    if dataclasses.is_dataclass(value) or named_entries:
-        new = _replace(value, names[1:], text, path) if names[1:] else _no_value(path, value)
+    if groups and not names[1:] and text.lower() in ("none", "null"):
+        new = None
+    elif dataclasses.is_dataclass(value) or groups or named_entries:
+        new = _replace(value, names[1:], text, path) if names[1:] else _no_value(path, value or groups[0])
     elif names[1:]:
         raise SbpError(f"--set {path}: {name} is a value and has no field {names[1]}")
     else:

@@ -69,7 +69,8 @@ def base_files(tuning: Tuning, model: Model, settings: Tokenizer) -> list[epath.
     if own.read_bytes() != theirs.read_bytes():
         raise SbpError(f"tokenizer.path is {own}, which is not the tokenizer of tuning.base; set it to {theirs}")
     if tokenizer.token_to_id(settings.end_of_document) is None:
-        known = checkpoint.end_of_document and tokenizer.id_to_token(checkpoint.end_of_document)
+        end = checkpoint.end_of_document
+        known = None if end is None else tokenizer.id_to_token(end)
         hint = f"set tokenizer.end_of_document={known}" if known else "name one in tokenizer.end_of_document"
         raise SbpError(f"{own} has no token {settings.end_of_document}, which would be new to the model; {hint}")
     return huggingface.files(folder)
