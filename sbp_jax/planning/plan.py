@@ -9,7 +9,7 @@ from sbp_jax.parallel.mesh import AXES, build_mesh
 from sbp_jax.planning import report
 from sbp_jax.planning.compile import Compiled, compile_step
 from sbp_jax.planning.search import Layout, Problem, least_parts, search
-from sbp_jax.planning.topology import get_topology
+from sbp_jax.planning.topology import Topology, get_topology
 from sbp_jax.training.step import Setup
 
 SOME_STEPS = 1000  # of a schedule whose length is not known; the program is the same
@@ -47,7 +47,7 @@ def plan(
         experiment.tokenizer.vocab_size,
         optimization,
         target,
-        MeshShape(**build_mesh(shape, target.devices).shape) if shape else None,
+        _built(shape, target) if shape else None,
         remat or (asked.remat if asked.remat != usual.remat else None),
         accumulate or (asked.accumulate if asked.accumulate != usual.accumulate else None),
     )
@@ -84,6 +84,17 @@ def parse_mesh(text: str) -> MeshShape:
             raise SbpError(f"--mesh {text}: expected sizes of {', '.join(AXES)}, such as --mesh data=2,fsdp=64")
         sizes[name] = int(size)
     return MeshShape(**sizes)
+
+
+def _built(shape: MeshShape, topology: Topology) -> MeshShape:
+    """The mesh with `data` filled in."""
+    try:
+        return MeshShape(**build_mesh(shape, topology.devices).shape)
+    except NotImplementedError as error:
+        raise SbpError(
+            f"a mesh of {shape.data}, {shape.fsdp} and {shape.tensor} (data, fsdp, tensor) cannot be laid over"
+            f" {topology.name}: each size must be a product of sides of the slice; choose another --mesh"
+        ) from error
 
 
 def _check_rows(problem: Problem, stage: str) -> None:

@@ -55,7 +55,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "device_kind": topology.kind,
             "memory": int(topology.memory),
             "flops": topology.flops,
-            "network": topology.network,
+            "network": topology.chip.network,
         },
         "model": {"parameters": problem.parameters, "flops_per_token": flops},
         "run": {
@@ -92,7 +92,7 @@ def _layout(plan: Plan, layout: Layout, compiled: Compiled) -> dict[str, Any]:
         "unknown_loops": compiled.unknown_loops,
         "recomputed_by_compiler": compiled.recomputed,
         "step_seconds_at_peak": step_flops / topology.flops,
-        "network_seconds_at_peak": sent / topology.network,
+        "network_seconds_at_peak": sent / topology.chip.network,
         "compile_seconds": round(compiled.seconds, 1),
         "set": _assignments(layout),
     }

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from sbp_jax.config import Execution, MeshShape, Model, Optimization
 from sbp_jax.model.parameters import count
+from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.planning.compile import Compiled
 from sbp_jax.planning.topology import Topology
 from sbp_jax.training.flops import flops_per_token, matmul_parameters
@@ -17,7 +18,8 @@ from sbp_jax.training.flops import flops_per_token, matmul_parameters
 TENSOR = (1, 2, 4, 8)
 REMAT = ("none", "dots", "full")
 MOST_COMPILED = 6
-MARGIN = 1.25  # a layout is compiled although its estimate exceeds the memory by this factor
+EQUAL = 0.01  # of the least time: layouts nearer to each other than that count as equally fast
+FULL = 0.95  # of the memory, by estimate, is what a layout may take to be compiled
 STATE_BYTES, GRADIENT_BYTES = 12, 6  # of a parameter: weights and two moments in float32; gradients, partly twice
 
 
@@ -53,7 +55,7 @@ class Problem:
 
 
 def layouts(problem: Problem) -> list[Layout]:
-    """All layouts that divide evenly, the fastest by estimate first."""
+    """All layouts that divide evenly, the fastest by estimate first; of equally fast ones, the smallest."""
     found = []
     for mesh in [problem.mesh] if problem.mesh else _meshes(problem):
         parts = mesh.data * mesh.fsdp
@@ -68,7 +70,8 @@ def layouts(problem: Problem) -> list[Layout]:
             for remat in [problem.remat] if problem.remat else REMAT:
                 seconds, size = estimate(problem, mesh, remat, accumulate)
                 found.append(Layout(mesh, remat, accumulate, seconds, size))
-    return sorted(found, key=lambda layout: layout.seconds)
+    best = min((layout.seconds for layout in found), default=1.0)
+    return sorted(found, key=lambda layout: (round(layout.seconds / best / EQUAL), layout.bytes))
 
 
 def least_parts(problem: Problem) -> int:
@@ -86,8 +89,8 @@ def search(
     """
     tried: list[tuple[Layout, Compiled]] = []
     possible = layouts(problem)
-    if len(possible) > 1:
-        possible = [layout for layout in possible if layout.bytes <= MARGIN * problem.topology.memory]
+    small = [layout for layout in possible if layout.bytes <= FULL * problem.topology.memory]
+    possible = small or sorted(possible, key=lambda layout: layout.bytes)[:1]  # that nothing fits, the compiler says
     while possible and len(tried) < MOST_COMPILED:
         layout = possible.pop(0)
         compiled = compiled_for(layout)
@@ -104,7 +107,7 @@ def fits(compiled: Compiled, topology: Topology) -> bool:
 
 
 def estimate(problem: Problem, mesh: MeshShape, remat: str, accumulate: int) -> tuple[float, float]:
-    """Seconds of a step on perfect devices, and bytes on one."""
+    """Seconds of a step, were the devices perfect, and bytes on one."""
     model, topology, context = problem.model, problem.topology, problem.optimization.context
     slice_size = len(topology.devices) // topology.slices
     tokens = problem.optimization.batch_rows * context / (mesh.data * mesh.fsdp)  # of a device, in a step
@@ -112,7 +115,10 @@ def estimate(problem: Problem, mesh: MeshShape, remat: str, accumulate: int) -> 
 
     flops = flops_per_token(model, problem.vocabulary, context)
     again = {"none": 0.0, "dots": 0.04, "full": 1 / 3}[remat]
-    compute = (1 + again) * flops * tokens / mesh.tensor / topology.flops
+    saved, working = _activation_bytes(model, remat, mesh.tensor)
+    # What the backward pass needs is written and read, and little of that goes on beside the products.
+    local = (1 + again) * flops * tokens / mesh.tensor / topology.flops
+    local += 2 * model.layers * saved * tokens / topology.chip.bandwidth
 
     # Weights are gathered forward and backward and gradients scattered, in two bytes, once for each piece. libtpu sends
     # both as all-reduces, which cost twice, where they go along all sides of a slice.
@@ -122,14 +128,14 @@ def estimate(problem: Problem, mesh: MeshShape, remat: str, accumulate: int) -> 
     sent += summed * (1 - 1 / mesh.data)
     passes = 6 if remat == "full" else 4  # all-reduces of activations in a layer
     sent += passes * 2 * model.layers * tokens * model.width * 2 * (1 - 1 / mesh.tensor)
-    network = sent / topology.network + (summed / topology.between_slices if topology.slices > 1 else 0.0)
+    network = sent / topology.chip.network
+    network += summed / topology.chip.between_slices if topology.slices > 1 else 0.0
 
     state = (STATE_BYTES + GRADIENT_BYTES) * parameters / (mesh.fsdp * mesh.tensor)
-    saved, working = _activation_bytes(model, remat, mesh.tensor)
     activations = tokens / accumulate * (model.layers * saved + working)
     layer = 2 * 2 * matmul_parameters(model, 0) / model.layers / mesh.tensor  # gathered, one layer ahead
     vocabulary = 8 * model.width * problem.vocabulary / mesh.tensor
-    return max(compute, network) + 0.1 * min(compute, network), state + activations + layer + vocabulary
+    return max(local, network) + 0.1 * min(local, network), state + activations + layer + vocabulary
 
 
 def _activation_bytes(model: Model, remat: str, tensor: int) -> tuple[float, float]:
@@ -144,7 +150,7 @@ def _activation_bytes(model: Model, remat: str, tensor: int) -> tuple[float, flo
 
 
 def _meshes(problem: Problem) -> Iterator[MeshShape]:
-    """Meshes whose parts divide the model and the slices."""
+    """Meshes whose parts divide the model and the slices, and that the torus of a slice can be cut into."""
     slices = problem.topology.slices
     inside = len(problem.topology.devices) // slices
     model = problem.model
@@ -153,4 +159,14 @@ def _meshes(problem: Problem) -> Iterator[MeshShape]:
             continue
         for fsdp in range(1, inside // tensor + 1):
             if inside // tensor % fsdp == 0 and model.width % fsdp == 0 and math.log2(fsdp).is_integer():
-                yield MeshShape(data=slices * inside // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+                mesh = MeshShape(data=slices * inside // tensor // fsdp, fsdp=fsdp, tensor=tensor)
+                if _buildable(mesh, problem.topology):
+                    yield mesh
+
+
+def _buildable(mesh: MeshShape, topology: Topology) -> bool:
+    try:
+        build_mesh(mesh, topology.devices)
+    except NotImplementedError:  # jax cuts the sides of a slice in no finer way
+        return False
+    return True

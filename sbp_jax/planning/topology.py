@@ -17,17 +17,19 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """What a program may use of one kind of chip. The sources are in docs/planning.md.
+    """What one device of a kind of chip gives to a program. The sources are in docs/planning.md.
 
     Attributes:
-      memory_gib: HBM that libtpu leaves to a program on one device.
-      network: bytes a second that one device can send inside its slice, over all of its links together.
-      between_slices: bytes a second that one device can send to other slices.
+      memory_gib: HBM that libtpu leaves to a program.
+      bandwidth: bytes a second to and from that memory.
+      network: bytes a second that it can send inside its slice, over all links together.
+      between_slices: bytes a second that it can send to other slices.
       dimensions: sides of a slice.
       devices: JAX devices a chip.
     """
 
     memory_gib: float
+    bandwidth: float
     network: float
     between_slices: float
     dimensions: int
@@ -35,31 +37,33 @@ class Chip:
 
 
 CHIPS = {
-    "v5e": Chip(15.75, 200e9, 3.1e9, 2),
-    "v5p": Chip(95.74, 600e9, 6.2e9, 3),
-    "v6e": Chip(31.25, 400e9, 12.5e9, 2),
-    "tpu7x": Chip(94.75, 300e9, 6.2e9, 3, devices=2),
+    "v5e": Chip(15.75, 819e9, 200e9, 3.1e9, 2),
+    "v5p": Chip(95.74, 2765e9, 600e9, 6.2e9, 3),
+    "v6e": Chip(31.25, 1638e9, 400e9, 12.5e9, 2),
+    "tpu7x": Chip(94.75, 3690e9, 300e9, 6.2e9, 3, devices=2),
 }
 
 
 @dataclass(frozen=True)
 class Topology:
-    """Devices to compile for, with the limits of each.
+    """Devices to compile for.
 
     Attributes:
-      memory: bytes of HBM a device.
-      flops: dense bfloat16 operations a second a device.
-      network, between_slices: bytes a second that a device can send inside its slice and out of it.
+      chip: the limits of each device.
+      flops: dense bfloat16 operations a second of each.
     """
 
     name: str
     slices: int
     chips: int
     devices: tuple[Any, ...]
-    memory: float
+    chip: Chip
     flops: float
-    network: float
-    between_slices: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes of HBM a device."""
+        return self.chip.memory_gib * GIB
 
     @property
     def kind(self) -> str:
@@ -99,8 +103,7 @@ def get_topology(name: str, slices: int = 1) -> Topology:
     devices: tuple[Any, ...] = tuple(described.devices)
     peak = peak_flops(devices[0].device_kind)
     assert peak is not None, devices[0].device_kind
-    chips, memory = len(devices) // chip.devices, chip.memory_gib * GIB
-    return Topology(name, slices, chips, devices, memory, peak, chip.network, chip.between_slices)
+    return Topology(name, slices, len(devices) // chip.devices, devices, chip, peak)
 
 
 def _prepare() -> None:
