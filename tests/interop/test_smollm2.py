@@ -18,7 +18,7 @@ from sbp_jax.model import huggingface, parameters
 from sbp_jax.parallel.mesh import build_mesh
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-DOCUMENTS, LENGTH = 8, 160  # the longest of which the beginnings are scored, and their tokens
+DOCUMENTS, LENGTH = 6, 128  # the longest of which the beginnings are scored, and their tokens
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_real_text_has_the_log_probabilities_of_transformers(folder):
     checkpoint = huggingface.inspect(epath.Path(folder))
     sizes = checkpoint.model, checkpoint.vocabulary
     assert (checkpoint.model.layers, checkpoint.model.width, checkpoint.vocabulary) == (30, 576, 49_152)
-    weights = huggingface.load(epath.Path(folder), *sizes, build_mesh(MeshShape()))
+    weights = huggingface.load(epath.Path(folder), *sizes, build_mesh(MeshShape(), jax.devices()[:1]))
     positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
     logits = parameters.bind(*sizes, weights)(jnp.asarray(tokens), jnp.ones_like(positions), positions)
     ours = np.asarray(jax.nn.log_softmax(logits))
