@@ -12,12 +12,13 @@ import filelock
 from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, find
-from sbp_jax.artifacts.artifact import count_rows, finished_files, read_json
+from sbp_jax.artifacts.artifact import count_rows, finished_files, read_json, wait_for
 from sbp_jax.artifacts.fingerprint import fingerprint
 from sbp_jax.config import Experiment
 from sbp_jax.errors import SbpError
 from sbp_jax.experiments import to_json
 from sbp_jax.graph import Node, graph
+from sbp_jax.parallel import hosts
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class Pipeline:
     def run(self, report: Callable[[str], None], until: str | None = None, only: str | None = None) -> None:
         """Makes every artifact that is not complete, in order.
 
+        On several hosts every process calls this. All take part in the stages that are one program on all devices; the
+        first makes the other artifacts while the rest wait for them in the shared work folder.
+
         Args:
           report: receives one line for each stage instance made.
           until: name of a stage or instance after which to stop.
@@ -98,11 +102,11 @@ class Pipeline:
             self._record()
             for name in names:
                 made = self.artifact(name)
-                if made is None:
+                if hosts.first_says(made is None):
                     report(f"{name} ...")
                     made = self._make(self.nodes[name])
                     report(f"{name}: {_summary(made)} in {made.seconds:.1f} s")
-                elif only:
+                elif only and made is not None:
                     report(f"{name}: already done, {_summary(made)}")
 
     def unused(self) -> list[epath.Path]:
@@ -148,6 +152,8 @@ class Pipeline:
         return found
 
     def _make(self, node: Node) -> Artifact:
+        if not node.all_hosts and not hosts.is_first():
+            return wait_for(self.path(node.name), self.recipes[node.name].key)
         inputs = {}
         for role, name in node.inputs.items():
             artifact = self.artifact(name)
@@ -157,11 +163,14 @@ class Pipeline:
                 )
             inputs[role] = artifact
         execution = self.experiment.execution
-        output = Output(self.path(node.name), self.recipes[node.name], node.name, dataclasses.asdict(execution))
+        how = dataclasses.asdict(execution)
+        output = Output(self.path(node.name), self.recipes[node.name], node.name, how, hosts.is_first())
         return node.run(output, **inputs, **node.config, execution=execution)
 
     def _record(self) -> None:
         """Writes which artifacts this experiment uses, so that `clean` leaves them."""
+        if not hosts.is_first():
+            return
         file = self.workdir / "experiments" / f"{self.experiment.name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         keys = {name: recipe.key for name, recipe in self.recipes.items()}
@@ -171,6 +180,9 @@ class Pipeline:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
+        if not hosts.is_first():
+            yield
+            return
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -6,6 +6,7 @@ relies on an atomic rename, which buckets do not have.
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -106,8 +107,18 @@ def find(path: epath.Path, key: str) -> Artifact | None:
     return Artifact(path, key, files, manifest["stats"], manifest["seconds"], manifest["recipe"])
 
 
+def wait_for(path: epath.Path, key: str) -> Artifact:
+    """The artifact that another process makes in a folder, once it is complete."""
+    while (artifact := find(path, key)) is None:
+        time.sleep(1.0)
+    return artifact
+
+
 class Output:
     """An artifact being written; a killed run's finished files are found again.
+
+    Where several processes make one artifact, one of them writes. The others hold an `Output` that takes no files and
+    whose `finish` waits for the manifest.
 
     Attributes:
       path: the folder.
@@ -115,10 +126,20 @@ class Output:
       execution: how the work is carried out, recorded in the manifest and no part of the recipe.
     """
 
-    def __init__(self, path: epath.Path, recipe: Recipe, label: str, execution: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        path: epath.Path,
+        recipe: Recipe,
+        label: str,
+        execution: dict[str, Any] | None = None,
+        writes: bool = True,
+    ):
         self.path, self.recipe, self.label, self.execution = path, recipe, label, execution or {}
+        self._writes = writes
         self._started = time.monotonic()
         self._files: dict[str, File] = {}
+        if not writes:
+            return
         path.mkdir(parents=True, exist_ok=True)
         (path / MARKERS).mkdir(exist_ok=True)
         if (path / MANIFEST).exists():  # a file vanished after the artifact was complete
@@ -132,6 +153,10 @@ class Output:
     @contextmanager
     def writing(self, name: str) -> Iterator["Writing"]:
         """Gives the path to write `name` to; the file counts once the block ends without an error."""
+        if not self._writes:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Writing(epath.Path(scratch) / "unused")
+            return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         writing = Writing(path)
@@ -153,6 +178,8 @@ class Output:
 
         From here on the artifact is complete.
         """
+        if not self._writes:
+            return wait_for(self.path, self.recipe.key)
         files = sorted(self._files.values(), key=lambda entry: entry.name)
         summed: dict[str, Any] = {}
         for entry in files:

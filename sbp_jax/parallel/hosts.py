@@ -10,12 +10,15 @@ from sbp_jax.errors import SbpError
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def start() -> None:
+def start(heartbeat_seconds: int = 100) -> None:
     """Joins the other processes where the environment names them; has to come before anything touches a device.
 
     `SBP_DISTRIBUTED=auto` lets JAX find them, on Cloud TPU, under Slurm and under Open MPI; otherwise
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it, and where they are not set either, this
     process is alone.
+
+    Args:
+      heartbeat_seconds: silence after which a process counts as lost, and the others end.
 
     Raises:
       SbpError: some of the variables are missing or are no numbers, or the others cannot be reached.
@@ -28,7 +31,7 @@ def start() -> None:
         return
     try:
         if setting:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
             return
         if len(given) < len(VARIABLES):
             missing = ", ".join(name for name in VARIABLES if name not in given)
@@ -36,7 +39,8 @@ def start() -> None:
         address, *numbers = (os.environ[name] for name in VARIABLES)
         if not all(number.isdigit() for number in numbers):
             raise SbpError(f"{VARIABLES[1]} and {VARIABLES[2]} must be whole numbers, not {' and '.join(numbers)}")
-        jax.distributed.initialize(address, int(numbers[0]), int(numbers[1]))
+        count, own = map(int, numbers)
+        jax.distributed.initialize(address, count, own, heartbeat_timeout_seconds=heartbeat_seconds)
     except (RuntimeError, ValueError) as error:
         raise SbpError(f"the hosts of this run did not find one another ({str(error).splitlines()[0]})") from error
 

@@ -10,7 +10,7 @@ from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Embedding, Execution
 from sbp_jax.data.splits import members
 from sbp_jax.model.encoder import load
-from sbp_jax.parallel.mesh import build_mesh
+from sbp_jax.parallel.mesh import one_host_mesh
 from sbp_jax.progress import progress
 
 VERSION = 1
@@ -21,7 +21,7 @@ def run(
     output: Output, *, documents: Artifact, splits: Artifact, embedding: Embedding, execution: Execution
 ) -> Artifact:
     """Writes `ordinal` and `embedding` of each capped document, in the order of ordinals."""
-    encoder = load(embedding.model, build_mesh(execution.mesh))
+    encoder = load(embedding.model, one_host_mesh(execution.mesh))
     capped = members(splits, "capped")
     with progress(output.label, len(capped), "documents") as counter:
         for index, table in enumerate(_shards(documents, capped)):

@@ -14,7 +14,7 @@ from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Neighbors
 from sbp_jax.errors import SbpError
-from sbp_jax.parallel.mesh import build_mesh
+from sbp_jax.parallel.mesh import one_host_mesh
 from sbp_jax.progress import progress
 from sbp_jax.search import exact, scann_search
 from sbp_jax.search.ranking import MISSING
@@ -36,7 +36,7 @@ def run(output: Output, *, embeddings: Artifact, neighbors: Neighbors, execution
       SbpError: a vector that is zero or not finite, or fewer than two documents.
     """
     ordinals, vectors = _vectors(embeddings)
-    mesh = build_mesh(execution.mesh)
+    mesh = one_host_mesh(execution.mesh)
     backend, reason = _choose(len(vectors))
     shards = [
         np.arange(start, min(start + QUERIES_PER_SHARD, len(vectors)))

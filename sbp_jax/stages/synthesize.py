@@ -16,7 +16,7 @@ from sbp_jax.errors import SbpError
 from sbp_jax.generation.engine import Completion, Engine, Request
 from sbp_jax.model import huggingface
 from sbp_jax.model.parameters import abstract, to_compute_dtype
-from sbp_jax.parallel.mesh import build_mesh
+from sbp_jax.parallel.mesh import one_host_mesh
 from sbp_jax.progress import progress
 from sbp_jax.text.template import prompt
 from sbp_jax.text.tokenizer import TextTokenizer, load
@@ -91,7 +91,7 @@ def run(
     if not missing:
         return output.finish(stats)
 
-    engine = _engine(model, decoder, text_tokenizer, synthesis, context, build_mesh(execution.mesh), execution)
+    engine = _engine(model, decoder, text_tokenizer, synthesis, context, one_host_mesh(execution.mesh), execution)
     limits = (synthesis.max_new_tokens, context)
     request = _requester(seeds, records, text_tokenizer, synthesis.seed, limits)
     ids = parquet.read(documents, ["id"])["id"]
