@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-slow test-interop test-all lint lock clean-env
+.PHONY: help quickstart install test test-slow test-interop test-all lint lock bench-peers clean-env
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @
@@ -44,6 +44,9 @@ lint: $(DEV) ## style, types and layers
 
 lock: ## pin the newest versions that the bounds in pyproject.toml allow; needs uv
 	@bash .ci/lock
+
+bench-peers: ## what the benchmarks compare with, into .venv-peers (10 GB; wants python3.11 and python3.12)
+	@bash benchmarks/peers/setup.sh
 
 clean-env: ## remove .venv and .venv-interop
 	rm -rf $(VENV) $(INTEROP)
