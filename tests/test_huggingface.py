@@ -168,7 +168,8 @@ def test_rope_is_understood_as_every_version_writes_it(tmp_path):
     for fields in (
         {"rope_scaling": None, "rope_theta": None, "rope_parameters": five},
         {"rope_scaling": four, "rope_theta": 1e6, "rope_parameters": None},
-        {"rope_scaling": llama3 | {"rope_type": "llama3"}, "original_max_position_embeddings": 64},
+        {"rope_scaling": llama3 | {"rope_type": "llama3"}, "max_position_embeddings": 64},
+        {"original_max_position_embeddings": 64, "max_position_embeddings": 512},
     ):
         assert huggingface.inspect(configured(folder, **fields)).model == LLAMA
     plain = {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}

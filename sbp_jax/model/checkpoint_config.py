@@ -176,7 +176,7 @@ def _rope(config: dict[str, Any], path: epath.Path) -> tuple[float, RopeScaling 
     field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     rope = config.get(field) or {}
     base = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if any(isinstance(value, dict) for value in rope.values()) or kind not in ("default", "llama3"):
         raise SbpError(
             f"{path}: {field} is {rope}; this decoder has RoPE as it is and scaled as Llama 3.1 does (llama3)"

@@ -164,11 +164,12 @@ def test_a_checkpoint_of_theirs_passes_through_here_unchanged(tmp_path):
     assert again.dtype == torch.bfloat16, "what they call the dtype of a checkpoint"
 
 
-def test_auto_tokenizer_loads_ours_and_knows_where_a_document_ends(tmp_path):
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_auto_tokenizer_loads_ours_and_knows_where_a_document_ends(tmp_path, name):
     texts = ["Gold is a chemical element; its symbol is Au.", "  Två mellanslag, naïve café 東京 \n\n\ttab"]
     tokenizer = text_tokenizer.train(texts * 3, Tokenizer(vocab_size=300))
     tokenizer.save(epath.Path(tmp_path / "trained.json"))
-    folder, config = epath.Path(tmp_path / "model"), MODELS["qwen3"]
+    folder, config = epath.Path(tmp_path / "model"), MODELS[name]
     end = tokenizer.end_of_document
     weights = random_weights(config, tokenizer.vocab_size)
     huggingface.save(folder, weights, config, tokenizer.vocab_size, 256, end)
