@@ -14,7 +14,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 LONGEST = 450  # lines of a file; past it, ask what the second idea is
 CODE = ("sbp_jax", "tests", "configs", "benchmarks", "launch", ".ci")
-EXTRAS = ("dev", "tpu", "cuda", "seqio")
+EXTRAS = ("dev", "tpu", "cuda", "seqio", "interop")
 MACHINES = [
     {"python_version": python, "python_full_version": f"{python}.4", "sys_platform": system, "platform_machine": chip}
     for python in ("3.11", "3.12", "3.13")
@@ -79,9 +79,10 @@ def test_running_needs_neither_tensorflow_nor_pytorch_nor_cuda() -> None:
     assert not [pin.name for pin in _pins("") if pin.name.startswith(unwanted)]
 
 
-def test_the_embedder_is_pinned_by_its_hash() -> None:
+@pytest.mark.parametrize("name", ["embedder", "smollm2"])
+def test_models_are_pinned_by_their_hash(name: str) -> None:
     """Guards the weights: without a hash another build of the same version would change every embedding."""
-    text = _file("embedder").read_text().replace("\\\n", " ")
+    text = _file(name).read_text().replace("\\\n", " ")
     (line,) = [line for line in text.splitlines() if line and not line.startswith("#")]
     requirement, _, digest = line.partition("--hash=sha256:")
     assert str(Requirement(requirement.strip()).specifier).startswith("==") and len(digest.strip()) == 64
