@@ -113,6 +113,7 @@ def test_bytes_and_groups_as_hlo_writes_them():
     assert array_bytes("(f32[2,3]{1,0:T(8,128)}, bf16[5], pred[7], s32[])") == 24 + 10 + 7 + 4
     assert array_bytes("f8e4m3fn[16]{0}") == 16 and array_bytes("s4[8]") == 4 and array_bytes("token[]") == 0
     assert group_size("replica_groups=mesh['a'=4,'b'=2,'c'=8] {'a','c'}, x") == 32
+    assert group_size("replica_groups=mesh['a'=16,'b'=4], device_ids=([4,16]T(1,0)) {'a'}, dimensions={1}") == 16
     assert group_size("replica_groups=mesh['a'=16] {'a':(2)4}") == 4
     assert group_size("replica_groups=[16,8]<=[8,16]T(1,0)") == 8
     assert group_size("no groups") == 0
@@ -208,7 +209,7 @@ def test_the_text_ends_with_what_to_set(capsys):
     status, out, err = plan(capsys)
     assert status == 0, err
     assert "% of 15.75 GiB" in out and "at 40% MFU" in out and "compiled in" in out
-    assert out.splitlines()[-1].startswith("use ") and "--set execution.remat=none" in out
+    assert out.splitlines()[-1].startswith("use ") and "--set execution.mesh.fsdp=" in out.splitlines()[-1]
 
 
 @needs_libtpu

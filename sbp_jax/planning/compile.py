@@ -88,8 +88,7 @@ def _device_bytes(tree: Any) -> int:
 
 
 def _exhausted(message: str) -> int | None:
-    """Bytes that a program would need, from the compiler's refusal; None: it failed for another reason."""
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    found = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", message)
-    return int(float(found[1]) * UNITS[found[2]]) if found else 0
+    """Bytes of HBM that a program would need, from the compiler's refusal; None: it failed for another reason."""
+    refusals = r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", r"Used ([\d.]+)([KMGT]) of \S+ hbm"
+    found = next((match for match in (re.search(refusal, message) for refusal in refusals) if match), None)
+    return found and int(float(found[1]) * UNITS[found[2]])

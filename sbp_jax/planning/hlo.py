@@ -149,7 +149,7 @@ def group_size(attributes: str) -> int:
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
     if counted:
         return int(counted[1])
-    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes)
+    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
     if meshed:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", meshed[1]))
         parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", meshed[2])  # an axis, or a part of one: 'x':(before)size
