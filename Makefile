@@ -45,7 +45,7 @@ lint: $(DEV) ## style, types and layers
 lock: ## pin the newest versions that the bounds in pyproject.toml allow; needs uv
 	@bash .ci/lock
 
-bench-peers: ## what the benchmarks compare with, into .venv-peers (10 GB; wants python3.11 and python3.12)
+bench-peers: ## what the benchmarks compare with, into .venv-peers (8 GB; wants python3.11 and python3.12)
 	@bash benchmarks/peers/setup.sh
 
 clean-env: ## remove .venv and .venv-interop

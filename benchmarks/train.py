@@ -156,7 +156,8 @@ def first_step(command: list[str | Path], runs: Path, cache: Path | None) -> flo
         shutil.rmtree(folder)
     environment = dict(os.environ) if cache is None else os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     start = time.time()
-    process = subprocess.Popen([*command, "--only", "train-repetition-0"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    command = [*command, "--only", "train-repetition-0"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
         while process.poll() is None:
             for metrics in runs.glob("**/metrics.jsonl"):

@@ -25,7 +25,8 @@ def main() -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         train_compile.main([*arguments, f"compile_topology={TOPOLOGY}", "compile_topology_num_slices=1"])
-    found = dict(re.findall(r"(?<![a-z_])(argument|output|alias|temp|generated_code)_size_in_bytes=(\d+)", printed.getvalue()))
+    sizes = r"(?<![a-z_])(argument|output|alias|temp|generated_code)_size_in_bytes=(\d+)"  # not those of the host
+    found = dict(re.findall(sizes, printed.getvalue()))
     line = {f"{name}_bytes": int(size) for name, size in found.items()}
     print(json.dumps(line | {"versions": versions(("maxtext", "jax", "libtpu"))}))
 
