@@ -117,7 +117,7 @@ def text(plan: Plan) -> str:
             f"{slices}{topology['name']}: {topology['chips']} chips, {len(plan.problem.topology.devices)} devices of"
             f" {_size(topology['memory'])} and {topology['flops'] / 1e12:g} TFLOP/s",
         ),
-        ("model", f"{model['parameters']:,} parameters, {model['flops_per_token'] / 1e9:.2f} GFLOPs a token"),
+        ("model", f"{model['parameters']:,} parameters, {model['flops_per_token'] / 1e9:,.4g} GFLOPs a token"),
         ("a step", f"{run['batch_rows']:,} rows of {run['context']:,}: {run['tokens_a_step']:,} tokens"),
     ]
     lines += [("", ""), *_chosen_lines(chosen, topology)] if chosen else []

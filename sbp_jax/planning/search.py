@@ -16,7 +16,7 @@ from sbp_jax.planning.topology import Topology
 from sbp_jax.training.flops import flops_per_token, matmul_parameters
 
 TENSOR = (1, 2, 4, 8)
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "full")  # from what computes least again
 MOST_COMPILED = 6
 EQUAL = 0.01  # of the least time: layouts nearer to each other than that count as equally fast
 FULL = 0.95  # of the memory, by estimate, is what a layout may take to be compiled
@@ -55,7 +55,10 @@ class Problem:
 
 
 def layouts(problem: Problem) -> list[Layout]:
-    """All layouts that divide evenly, the fastest by estimate first; of equally fast ones, the smallest."""
+    """All layouts that divide evenly, the fastest by estimate first.
+
+    Of equally fast ones, those that compute less again come first, then the smallest.
+    """
     found = []
     for mesh in [problem.mesh] if problem.mesh else _meshes(problem):
         parts = mesh.data * mesh.fsdp
@@ -71,7 +74,11 @@ def layouts(problem: Problem) -> list[Layout]:
                 seconds, size = estimate(problem, mesh, remat, accumulate)
                 found.append(Layout(mesh, remat, accumulate, seconds, size))
     best = min((layout.seconds for layout in found), default=1.0)
-    return sorted(found, key=lambda layout: (round(layout.seconds / best / EQUAL), layout.bytes))
+
+    def rank(layout: Layout) -> tuple[int, int, float]:
+        return round(layout.seconds / best / EQUAL), REMAT.index(layout.remat), layout.bytes
+
+    return sorted(found, key=rank)
 
 
 def least_parts(problem: Problem) -> int:
