@@ -1,6 +1,7 @@
 """The command line: `sbp run | status | config | plan | clean | report | export | import | <stage>`."""
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
       0 on success, 2 for what the user can mend, 1 for a fault of the program, 130 on Ctrl-C, 143 on SIGTERM.
     """
     options = _parser().parse_args(arguments)
+    _pass_over_missing_tpu()
     if not options.debug:
         _quiet_libraries()
     status = _status_of(options)
@@ -254,6 +256,14 @@ def _parser() -> argparse.ArgumentParser:
     for stage, text in STAGES.items():
         add(stage.replace("_", "-"), text, _stage).set_defaults(stage=stage)
     return parser
+
+
+def _pass_over_missing_tpu() -> None:
+    """Keeps JAX from looking for a TPU, at length and loudly, where its library is installed to plan with alone."""
+    installed = {name: importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin")}
+    devices = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/*")]
+    if installed["libtpu"] and not devices and not any(spec for name, spec in installed.items() if name != "libtpu"):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _quiet_libraries() -> None:

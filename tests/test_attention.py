@@ -46,7 +46,9 @@ def reference(query, key, value, segments):
 def test_attention_is_that_of_each_document_alone(name):
     inputs = operands()
     np.testing.assert_allclose(
-        BACKENDS[name](*inputs, jnp.asarray(SEGMENTS)), reference(*inputs, SEGMENTS), atol=1e-4 if name == "splash" else 2e-6
+        BACKENDS[name](*inputs, jnp.asarray(SEGMENTS)),
+        reference(*inputs, SEGMENTS),
+        atol=1e-4 if name == "splash" else 2e-6,
     )
 
 

@@ -44,7 +44,9 @@ def test_loss_and_gradients_are_those_of_whole_logits(inputs, monkeypatch, chunk
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), ours, theirs)
     np.testing.assert_allclose(loss.target_nats(*inputs[:3], VOCABULARY), theirs[0][1], rtol=2e-5)
     by_table = theirs[1][1]
-    assert np.abs(by_table[:VOCABULARY]).min(axis=1).max() > 0 and not by_table[VOCABULARY:].any(), "padding learns nothing"
+    assert np.abs(by_table[:VOCABULARY]).min(axis=1).max() > 0 and not by_table[VOCABULARY:].any(), (
+        "padding learns nothing"
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])

@@ -29,7 +29,9 @@ def describe(experiment: Experiment) -> str:
     parameters = abstract(experiment.model, experiment.tokenizer.vocab_size, build_mesh(MESH))
     lines = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(parameters)[0]:
-        axes = ["-" if axis is None else axis if isinstance(axis, str) else "+".join(axis) for axis in leaf.sharding.spec]
+        axes = [
+            "-" if axis is None else axis if isinstance(axis, str) else "+".join(axis) for axis in leaf.sharding.spec
+        ]
         lines.append(f"{'.'.join(key.key for key in path):<24}{list(leaf.shape)!s:<28}{' '.join(axes)}".rstrip())
     return "\n".join(lines) + "\n"
 
@@ -70,7 +72,9 @@ def slices(count: int, each: int) -> list[SimpleNamespace]:
     """Devices of several TPU slices, as far as a mesh looks at them."""
     kind = {"platform": "cpu", "device_kind": "cpu"}  # the order inside a slice is not what is looked at
     return [
-        SimpleNamespace(id=s * each + i, slice_index=s, process_index=s, **kind) for s in range(count) for i in range(each)
+        SimpleNamespace(id=s * each + i, slice_index=s, process_index=s, **kind)
+        for s in range(count)
+        for i in range(each)
     ]
 
 
@@ -81,7 +85,9 @@ def test_only_data_crosses_between_slices(monkeypatch):
     build_mesh(MeshShape(data=4, fsdp=2, tensor=1), slices(2, 4))
     indices = np.vectorize(lambda device: device.slice_index)(made["devices"])
     assert indices[:2].tolist() == np.zeros((2, 2, 1)).tolist() and indices[2:].tolist() == np.ones((2, 2, 1)).tolist()
-    with pytest.raises(SbpError, match="does not fit 2 slices of 4 devices; execution.mesh.data must be a multiple of 2"):
+    with pytest.raises(
+        SbpError, match="does not fit 2 slices of 4 devices; execution.mesh.data must be a multiple of 2"
+    ):
         build_mesh(MeshShape(data=1, fsdp=8, tensor=1), slices(2, 4))
 
 

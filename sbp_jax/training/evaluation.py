@@ -24,9 +24,7 @@ def target_losses(setup: Setup, parameters: Parameters, rows: RowSource) -> Iter
         yield batch, np.asarray(nats)[: len(chosen)]
 
 
-def mean_loss(
-    setup: Setup, parameters: Parameters, rows: RowSource, each: Callable[[], None] = lambda: None
-) -> float:
+def mean_loss(setup: Setup, parameters: Parameters, rows: RowSource, each: Callable[[], None] = lambda: None) -> float:
     """Nats per target over all rows; `each` is called after every batch."""
     nats, targets = 0.0, 0
     for batch, batch_nats in target_losses(setup, parameters, rows):

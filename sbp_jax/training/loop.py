@@ -175,4 +175,3 @@ def _batches(run: Run, setup: Setup, done: int) -> Iterator[Batch]:
     """The batches of the steps that are left, of each the rows of this host's devices."""
     rows = run.optimization.batch_rows
     return read_ahead(mix(run.streams, run.plan, rows, run.seed, host_rows(rows, setup.mesh))[done:])
-
