@@ -293,6 +293,15 @@ def test_the_search_compiles_the_fastest_first_and_stops_at_one_that_fits(proble
 
 
 @needs_libtpu
+def test_the_search_prefers_room_to_spare_to_a_full_device(problem: Problem):
+    full, roomy = outcome(int(0.99 * problem.topology.memory)), outcome(2**30)
+    answers = iter([full, roomy])
+    assert search(problem, lambda layout: next(answers))[0][1] is roomy
+    only = replace(problem, mesh=MeshShape(4, 16, 1), remat="full", accumulate=2)
+    assert search(only, lambda layout: full)[0][1] is full
+
+
+@needs_libtpu
 def test_the_search_ends_where_nothing_fits(problem: Problem):
     chosen, tried = search(problem, lambda layout: outcome(None))
     assert chosen is None and 1 <= len(tried) <= 6

@@ -19,7 +19,7 @@ TENSOR = (1, 2, 4, 8)
 REMAT = ("none", "dots", "full")  # from what computes least again
 MOST_COMPILED = 6
 EQUAL = 0.01  # of the least time: layouts nearer to each other than that count as equally fast
-FULL = 0.95  # of the memory, by estimate, is what a layout may take to be compiled
+FULL = 0.95  # of the memory is what a layout may take: scoring and the runtime need a little
 STATE_BYTES, GRADIENT_BYTES = 12, 6  # of a parameter: weights and two moments in float32; gradients, partly twice
 
 
@@ -89,10 +89,11 @@ def least_parts(problem: Problem) -> int:
 def search(
     problem: Problem, compiled_for: Callable[[Layout], Compiled]
 ) -> tuple[tuple[Layout, Compiled] | None, list[tuple[Layout, Compiled]]]:
-    """Compiles layouts, the fastest by estimate first, until one fits.
+    """Compiles layouts, the fastest by estimate first, until one fits with a little to spare.
 
     Returns:
-      The layout that fits with what the compiler says, or None; and all that were compiled, in order.
+      The layout that fits with what the compiler says, a full one if none has room to spare, or None; and all that were
+      compiled, in order.
     """
     tried: list[tuple[Layout, Compiled]] = []
     possible = layouts(problem)
@@ -102,10 +103,11 @@ def search(
         layout = possible.pop(0)
         compiled = compiled_for(layout)
         tried.append((layout, compiled))
-        if fits(compiled, problem.topology):
-            return tried[-1], tried
+        if compiled.memory.needed <= FULL * problem.topology.memory:
+            break
         possible = [other for other in possible if other.bytes < 0.9 * layout.bytes]
-    return None, tried
+    fitting = [attempt for attempt in reversed(tried) if fits(attempt[1], problem.topology)]
+    return (fitting[0] if fitting else None), tried
 
 
 def fits(compiled: Compiled, topology: Topology) -> bool:
