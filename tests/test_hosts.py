@@ -55,10 +55,15 @@ print({done!r}, finished.ledger)
 
 def start(folder, before="pass", mesh="fsdp=2", count=2, stall=120.0) -> list[subprocess.Popen]:
     """The processes of one run, which share a folder."""
+    script = SCRIPT.format(folder=str(folder), before=before, mesh=mesh, count=count, stall=stall, done=DONE)
+    return processes("-c", script, count=count)
+
+
+def processes(*arguments, count=2) -> list[subprocess.Popen]:
+    """So many Python processes that find one another on this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    script = SCRIPT.format(folder=str(folder), before=before, mesh=mesh, count=count, stall=stall, done=DONE)
     environment = os.environ | {
         "PYTHONPATH": os.getcwd(),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
@@ -67,7 +72,7 @@ def start(folder, before="pass", mesh="fsdp=2", count=2, stall=120.0) -> list[su
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [
-        subprocess.Popen([sys.executable, "-c", script], env=environment | {"JAX_PROCESS_ID": str(process)}, **pipes)
+        subprocess.Popen([sys.executable, *arguments], env=environment | {"JAX_PROCESS_ID": str(process)}, **pipes)
         for process in range(count)
     ]
 
@@ -142,17 +147,37 @@ def test_sigterm_to_one_stops_all_after_the_same_step_with_a_checkpoint(together
     assert losses(epath.Path(tmp_path)) == losses(together)
 
 
+@pytest.mark.slow
+def test_the_whole_pipeline_on_two_hosts_is_complete_for_one(tmp_path):
+    """All stages: those of one program on both, the others on the first while the second waits."""
+    arguments = ("-m", "sbp_jax", "run", "configs/quickstart.py", "--tiny", "--workdir", str(tmp_path))
+    (first, out, err), (second, silent, other) = finish(processes(*arguments))
+    assert (first, second) == (0, 0), err + other
+    assert "gap" in out and "report:" in out and "report:" not in silent
+    alone = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    assert alone.returncode == 0 and "..." not in alone.stderr, "one host finds nothing left to do"
+    assert alone.stdout == out[out.index(alone.stdout[:20]) :]
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_on_the_first_host_ends_the_second(tmp_path):
+    """Guards against a second host that waits without end for an artifact nobody makes."""
+    missing = ("--set", "corpus.max_skipped=0", "--set", "corpus.text_field=no_such_field")
+    arguments = ("-m", "sbp_jax", "run", "configs/quickstart.py", "--tiny", "--workdir", str(tmp_path), *missing)
+    (first, _, err), (second, _, _) = finish(processes(*arguments))
+    assert first == 2 and "error:" in err and second != 0
+
+
 def test_only_one_process_writes_an_artifact_and_the_others_wait_for_it(tmp_path):
     """Two outputs of one artifact, as two processes hold them."""
     recipe, path = Recipe("stage", 1, {}, {}), epath.Path(tmp_path) / "artifact"
     writer, other = Output(path, recipe, "writer"), Output(path, recipe, "other", writes=False)
     for output, text in ((writer, "right"), (other, "wrong")):
-        with output.writing("file.txt") as writing:
-            writing.path.write_text(text)
+        output.shard(0, ".txt", lambda writing, text=text: writing.path.write_text(text))
     assert find(path, recipe.key) is None
     made = writer.finish({"count": 1})
     assert other.finish() == made == wait_for(path, recipe.key)
-    assert made.file("file.txt").read_text() == "right"
+    assert made.file("part-00000.txt").read_text() == "right"
 
 
 def test_a_host_reads_the_rows_of_its_own_devices(monkeypatch):

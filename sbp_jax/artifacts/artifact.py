@@ -155,7 +155,9 @@ class Output:
         """Gives the path to write `name` to; the file counts once the block ends without an error."""
         if not self._writes:
             with tempfile.TemporaryDirectory() as scratch:
-                yield Writing(epath.Path(scratch) / "unused")
+                writing = Writing(epath.Path(scratch) / "unused")
+                yield writing
+            self._files[name] = File(name, writing.rows, 0, "", writing.stats)
             return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
