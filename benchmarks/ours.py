@@ -25,6 +25,7 @@ from etils import epath
 
 from sbp_jax.config import Execution, MeshShape, Model, Training
 from sbp_jax.data.mixing import Plan
+from sbp_jax.data.rows import Row
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.planning.compile import compile_step
 from sbp_jax.planning.topology import get_topology
@@ -134,8 +135,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: array[0] for name, array in batch_of(self._tokens[index : index + 1]).items() if name != "stream"}
+    def __getitem__(self, index: int) -> Row:
+        length = self._tokens.shape[1] - 1
+        whole = np.ones(length, np.int32)
+        positions = np.arange(length, dtype=np.int32)
+        return Row(self._tokens[index], whole, positions, np.full(length, index, np.int64), whole.astype(bool))
 
 
 def loop_metrics(shape: dict[str, int], count: int) -> tuple[Setup, list[dict[str, Any]]]:
