@@ -1,6 +1,6 @@
 """Writes the tables of docs/planning.md anew: each row from its own `sbp plan train ... --json`.
 
-    .venv/bin/python docs/plan_tables.py [part of a config's or a topology's name ...]
+.venv/bin/python docs/plan_tables.py [part of a config's or a topology's name ...]
 """
 
 import json

@@ -116,4 +116,3 @@ def _steps(experiment: Experiment, stage: str) -> int | None:
     if stage == "tune" or training.tokens is None:
         return None
     return training.tokens // (training.batch_rows * training.context)
-
