@@ -49,14 +49,29 @@ def test_loss_and_gradients_are_those_of_whole_logits(inputs, monkeypatch, chunk
     )
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_every_mesh_gives_the_loss_and_gradients_of_one_device(inputs, monkeypatch, shape):
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize("rows", [ROWS, 3])
+def test_every_mesh_gives_the_loss_and_gradients_of_one_device(inputs, monkeypatch, shape, rows):
+    """Three rows divide over few of these meshes; then each device computes all of them."""
+    inputs = (inputs[0][:rows], inputs[1], *(x[:rows] for x in inputs[2:]))
     monkeypatch.setattr(loss, "CHUNK_TOKENS", 16)
     mesh = build_mesh(MeshShape(*shape))
     differentiated = jax.value_and_grad(chunked, argnums=(0, 1), has_aux=True)
     with activations(mesh):
         sharded = jax.jit(differentiated)(*inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), sharded, differentiated(*inputs))
+
+
+def test_devices_exchange_the_table_once_and_not_for_every_chunk(inputs, monkeypatch):
+    """Guards what sharding by hand is for: with twice the chunks there are as many collectives outside the loop."""
+    counts = []
+    for chunk in (48, 6):
+        monkeypatch.setattr(loss, "CHUNK_TOKENS", chunk)
+        with activations(build_mesh(MeshShape(data=2, fsdp=4, tensor=1))):
+            text = jax.jit(jax.grad(lambda *x: chunked(*x)[0], argnums=(0, 1))).lower(*inputs).as_text()
+        loops = re.split(r"stablehlo.while", text)
+        counts.append([len(re.findall("all_gather|reduce_scatter|all_reduce", part)) for part in (text, loops[-1])])
+    assert counts[0] == counts[1] and counts[0][0] >= 3
 
 
 def test_no_array_has_the_logits_of_all_positions(inputs, monkeypatch):

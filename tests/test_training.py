@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from sbp_jax.config import Execution, MeshShape, Model, Optimization
+from sbp_jax.config import MeshShape, Model, Optimization
 from sbp_jax.data.mixing import Plan
 from sbp_jax.data.rows import Row
 from sbp_jax.errors import SbpError
@@ -82,8 +82,9 @@ def in_another_process(
     """Trains `make_run` in a process with so many devices, after running some lines there."""
     lines = f"""
 import tests.test_training as t
+from sbp_jax.config import Execution
 {before}
-t.train(t.make_run(), t.epath.Path({str(folder)!r}), "other", t.build_mesh(t.MeshShape()), t.Execution({execution}))
+t.train(t.make_run(), t.epath.Path({str(folder)!r}), "other", t.build_mesh(t.MeshShape()), Execution({execution}))
 """
     flags = {"PYTHONPATH": os.getcwd(), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.run([sys.executable, "-c", lines], env=os.environ | flags, capture_output=True)

@@ -122,7 +122,7 @@ def _splash(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, segments_BT: 
     if key_BTKH.shape[2] % axis_size("kv_heads"):  # each shard of the queries needs the keys of its own heads
         key_BTKH, value_BTKH = (jnp.repeat(array, heads // array.shape[2], axis=2) for array in (key_BTKH, value_BTKH))
 
-    def one_shard(query_BNTH: Array, key_BKTH: Array, value_BKTH: Array, segments_BT: Array) -> Array:
+    def one_shard(query_BNTH: Array, key_BKTH: Array, value_BKTH: Array, segments_BT: Array) -> tuple[Array]:
         block = next(size for size in (512, 256, 128) if length % size == 0)
         sizes: dict[str, Any] = dict.fromkeys(SPLASH_BLOCKS, block)
         kernel = splash.make_splash_mha(
@@ -133,9 +133,9 @@ def _splash(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, segments_BT: 
             residual_checkpoint_name=SAVED,
             interpret=interpret,
         )
-        return jax.vmap(kernel)(query_BNTH, key_BKTH, value_BKTH, splash.SegmentIds(segments_BT, segments_BT))
+        return (jax.vmap(kernel)(query_BNTH, key_BKTH, value_BKTH, splash.SegmentIds(segments_BT, segments_BT)),)
 
     query_BNTH, key_BKTH, value_BKTH = (x.swapaxes(1, 2) for x in (query_BTNH * size**-0.5, key_BTKH, value_BTKH))
     by_query, by_key = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
-    sharded = in_shards(one_shard, (by_query, by_key, by_key, ("batch", None)), by_query)
-    return sharded(query_BNTH, key_BKTH, value_BKTH, segments_BT).swapaxes(1, 2)
+    sharded = in_shards(one_shard, (by_query, by_key, by_key, ("batch", None)), (by_query,), (query_BNTH.shape,))
+    return sharded(query_BNTH, key_BKTH, value_BKTH, segments_BT)[0].swapaxes(1, 2)

@@ -14,7 +14,7 @@ from sbp_jax.errors import SbpError
 AXES = ("data", "fsdp", "tensor")
 
 
-def build_mesh(sizes: config.MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
+def build_mesh(sizes: config.MeshShape, devices: Sequence[Any] | None = None, split: bool = True) -> Mesh:
     """The mesh over all devices; an axis of size -1 takes what the others leave.
 
     On several TPU slices `data` runs across them, over the data-centre network, and the other axes stay inside one.
@@ -23,8 +23,10 @@ def build_mesh(sizes: config.MeshShape, devices: Sequence[Any] | None = None) ->
 
     Args:
       devices: those to use, such as a topology's that is only compiled for; None: all there are.
+      split: whether a side of a TPU's torus may be divided between two axes, whose rings are then not rings.
 
     Raises:
+      NotImplementedError: without `split`, sizes that are no products of the sides of the torus.
       SbpError: the sizes do not multiply to the number of devices, or `data` does not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
@@ -45,9 +47,11 @@ def build_mesh(sizes: config.MeshShape, devices: Sequence[Any] | None = None) ->
         )
     if slices > 1:
         inside = (shape[0] // slices, *shape[1:])
-        arranged = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+        arranged = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, 1, 1), devices, allow_split_physical_axes=split
+        )
     else:
-        arranged = mesh_utils.create_device_mesh(tuple(shape), devices)
+        arranged = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=split)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 

@@ -53,21 +53,36 @@ def axis_size(dimension: str) -> int:
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _axes(dimension))
 
 
-def in_shards(function: Callable[..., Any], dimensions: tuple[Dimensions, ...], result: Dimensions) -> Any:
-    """The function run on each device's part of its operands; for kernels, which the compiler cannot cut by itself.
+def cut_along(dimension: str, size: int) -> tuple[str, ...] | None:
+    """The mesh axes that a dimension of this size is cut along, () where no mesh is in use; None: it stays whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return ()
+    return _axes(dimension) if size % axis_size(dimension) == 0 else None
+
+
+def in_shards(
+    function: Callable[..., tuple[Any, ...]],
+    dimensions: tuple[Dimensions, ...],
+    results: tuple[Dimensions, ...],
+    shapes: tuple[tuple[int, ...], ...],
+) -> Callable[..., tuple[Any, ...]]:
+    """The function run on each device's part of its operands, for what the compiler cannot cut well by itself.
 
     Args:
+      function: gives a tuple.
       dimensions: names of each operand's dimensions.
-      result: names of the result's dimensions; its shape is that of the first operand.
+      results: names of each result's dimensions.
+      shapes: of the whole results.
     """
 
-    def call(*operands: jax.Array) -> Any:
+    def call(*operands: jax.Array) -> tuple[Any, ...]:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return function(*operands)
-        specs = tuple(spec(names, operand.shape, mesh) for names, operand in zip(dimensions, operands, strict=True))
-        result_spec = spec(result, operands[0].shape, mesh)
-        return jax.shard_map(function, in_specs=specs, out_specs=result_spec, check_vma=False)(*operands)
+        inputs = tuple(spec(names, operand.shape, mesh) for names, operand in zip(dimensions, operands, strict=True))
+        outputs = tuple(spec(names, shape, mesh) for names, shape in zip(results, shapes, strict=True))
+        return jax.shard_map(function, in_specs=inputs, out_specs=outputs, check_vma=False)(*operands)
 
     return call
 

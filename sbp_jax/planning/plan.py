@@ -88,13 +88,7 @@ def parse_mesh(text: str) -> MeshShape:
 
 def _built(shape: MeshShape, topology: Topology) -> MeshShape:
     """The mesh with `data` filled in."""
-    try:
-        return MeshShape(**build_mesh(shape, topology.devices).shape)
-    except NotImplementedError as error:
-        raise SbpError(
-            f"a mesh of {shape.data}, {shape.fsdp} and {shape.tensor} (data, fsdp, tensor) cannot be laid over"
-            f" {topology.name}: each size must be a product of sides of the slice; choose another --mesh"
-        ) from error
+    return MeshShape(**build_mesh(shape, topology.devices).shape)
 
 
 def _check_rows(problem: Problem, stage: str) -> None:

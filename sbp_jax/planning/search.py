@@ -175,7 +175,7 @@ def _meshes(problem: Problem) -> Iterator[MeshShape]:
 
 def _buildable(mesh: MeshShape, topology: Topology) -> bool:
     try:
-        build_mesh(mesh, topology.devices)
+        build_mesh(mesh, topology.devices, split=False)
     except NotImplementedError:  # jax cuts the sides of a slice in no finer way
         return False
     return True

@@ -1,13 +1,17 @@
-"""Cross-entropy without the logits of a whole batch: a chunk of positions at a time.
+"""Cross-entropy without the logits of a whole batch: a chunk of targets at a time, on each device.
 
 A training step needs the loss and its gradient, and every target's cotangent is known beforehand: its weight. So the
 gradient is computed in the same pass as the loss, while the chunk's probabilities are at hand; the backward pass has
 nothing left to do but a multiplication (as Liger kernels do, Hsu et al. 2024).
 
-Legend: B rows, T positions, D width, V vocabulary, S shards of the rows, P rows of a shard, C positions of a chunk,
-N chunks.
+Devices exchange what they must once: the table is gathered before the first chunk, its gradient is summed after the
+last. Left to the compiler, both happened for every chunk.
+
+Legend: B rows, T positions, D width, V vocabulary, C targets of a chunk, N chunks; on one device, R = N C targets and U
+rows of the table.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sbp_jax.model.decoder import mask_padding
-from sbp_jax.parallel.sharding import axis_size, constrain
+from sbp_jax.model.decoder import IMPOSSIBLE
+from sbp_jax.parallel.sharding import cut_along, in_shards
 
-CHUNK_TOKENS = 1024  # targets of a shard whose logits exist at the same time
+CHUNK_TOKENS = 1024  # targets of a device whose logits exist at the same time
 
 
 def target_nats(
@@ -32,14 +36,21 @@ def target_nats(
       targets_BT: ids of the tokens to predict.
       vocabulary: rows of the table that are tokens; those after them are padding and have no probability.
     """
+    shards = _shards(hidden_BTD, table_VD, vocabulary)
 
-    def chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
-        hidden_SPCD, targets_SPC = inputs
-        logits_SPCV, normalizer_SPC = _logits(hidden_SPCD, table_VD, vocabulary)
-        return None, normalizer_SPC - _at(logits_SPCV, targets_SPC)
+    def local(hidden_bTD: Array, table_ud: Array, targets_bT: Array) -> tuple[Array]:
+        table_UD = shards.gather(table_ud)
 
-    _, nats_NSPC = jax.lax.scan(chunk, None, (_to_chunks(hidden_BTD), _to_chunks(targets_BT)))
-    return _from_chunks(nats_NSPC, targets_BT.shape)
+        def chunk(inputs: tuple[Array, Array]) -> Array:
+            logits_CU, normalizer_C = shards.logits(inputs[0], table_UD)
+            return normalizer_C - shards.at(logits_CU, inputs[1])
+
+        nats_NC = jax.lax.map(chunk, (_to_chunks(hidden_bTD), _to_chunks(targets_bT)))
+        return (nats_NC.reshape(targets_bT.shape),)
+
+    rows = shards.rows[:2]
+    sharded = in_shards(local, (shards.rows, shards.table, rows), (rows,), (targets_BT.shape,))
+    return sharded(hidden_BTD, table_VD, targets_BT)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -63,31 +74,40 @@ def _forward(
     hidden_BTD: Array, table_VD: Array, targets_BT: Array, weights_BT: Array, vocabulary: int, z_loss: float
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The results of `weighted_loss`, and the gradients of its first by hidden states and table."""
-    dtype = hidden_BTD.dtype
+    dtype, shards = hidden_BTD.dtype, _shards(hidden_BTD, table_VD, vocabulary)
 
-    def chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        loss, by_table_SVD = carry
-        hidden_SPCD, targets_SPC, weights_SPC = inputs
-        logits_SPCV, normalizer_SPC = _logits(hidden_SPCD, table_VD, vocabulary)
-        nats_SPC = normalizer_SPC - _at(logits_SPCV, targets_SPC)
-        loss += jnp.sum(weights_SPC * (nats_SPC + z_loss * jnp.square(normalizer_SPC)))
-        scale_SPC = weights_SPC * (1 + 2 * z_loss * normalizer_SPC)
-        by_logits_SPCV = jnp.exp(logits_SPCV - normalizer_SPC[..., None]) * scale_SPC[..., None]
-        hits_SPCV = targets_SPC[..., None] == jnp.arange(logits_SPCV.shape[-1])
-        by_logits_SPCV = jnp.where(hits_SPCV, by_logits_SPCV - weights_SPC[..., None], by_logits_SPCV).astype(dtype)
-        by_hidden_SPCD = jnp.einsum("spcv,vd->spcd", by_logits_SPCV, table_VD)
-        # Summed shard by shard, so that shards exchange the sum once and not once for each chunk.
-        by_table_SVD += jnp.einsum("spcv,spcd->svd", by_logits_SPCV, hidden_SPCD, preferred_element_type=jnp.float32)
-        return (loss, constrain(by_table_SVD, "batch", "vocabulary", None)), (nats_SPC, by_hidden_SPCD)
+    def local(
+        hidden_bTD: Array, table_ud: Array, targets_bT: Array, weights_bT: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        table_UD = shards.gather(table_ud)
 
-    inputs = _to_chunks(hidden_BTD), _to_chunks(targets_BT), _to_chunks(weights_BT)
-    shards = inputs[0].shape[1]
-    by_table_SVD = constrain(jnp.zeros((shards, *table_VD.shape), jnp.float32), "batch", "vocabulary", None)
-    start = jnp.zeros((), jnp.float32), by_table_SVD
-    (loss, by_table_SVD), (nats_NSPC, by_hidden_NSPCD) = jax.lax.scan(chunk, start, inputs)
-    by_table_VD = constrain(jnp.sum(by_table_SVD, axis=0), "vocabulary", "embed").astype(table_VD.dtype)
-    gradients = _from_chunks(by_hidden_NSPCD, hidden_BTD.shape), by_table_VD
-    return (loss, _from_chunks(nats_NSPC, targets_BT.shape)), gradients
+        def chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Any]:
+            loss, by_table_UD = carry
+            hidden_CD, targets_C, weights_C = inputs
+            logits_CU, normalizer_C = shards.logits(hidden_CD, table_UD)
+            nats_C = normalizer_C - shards.at(logits_CU, targets_C)
+            loss += jnp.sum(weights_C * (nats_C + z_loss * jnp.square(normalizer_C)))
+            scale_C = weights_C * (1 + 2 * z_loss * normalizer_C)
+            by_logits_CU = jnp.exp(logits_CU - normalizer_C[:, None]) * scale_C[:, None]
+            hits_CU = shards.hits(targets_C, len(table_UD))
+            by_logits_CU = jnp.where(hits_CU, by_logits_CU - weights_C[:, None], by_logits_CU).astype(dtype)
+            by_table_UD += jnp.einsum("cu,cd->ud", by_logits_CU, hidden_CD, preferred_element_type=jnp.float32)
+            by_hidden_CD = shards.sum_over_vocabulary(jnp.einsum("cu,ud->cd", by_logits_CU, table_UD))
+            return (loss, by_table_UD), (nats_C, by_hidden_CD)
+
+        start = jnp.zeros((), jnp.float32), jnp.zeros(table_UD.shape, jnp.float32)
+        chunks = _to_chunks(hidden_bTD), _to_chunks(targets_bT), _to_chunks(weights_bT)
+        (loss, by_table_UD), (nats_NC, by_hidden_NCD) = jax.lax.scan(chunk, start, chunks)
+        by_table_ud = shards.scatter(by_table_UD).astype(table_ud.dtype)
+        nats_bT, by_hidden_bTD = nats_NC.reshape(targets_bT.shape), by_hidden_NCD.reshape(hidden_bTD.shape)
+        return shards.sum_over_rows(loss), nats_bT, by_hidden_bTD, by_table_ud
+
+    rows, table = shards.rows, shards.table
+    results = ((), rows[:2], rows, table)
+    sizes = ((), targets_BT.shape, hidden_BTD.shape, table_VD.shape)
+    sharded = in_shards(local, (rows, table, rows[:2], rows[:2]), results, sizes)
+    loss, nats_BT, by_hidden_BTD, by_table_VD = sharded(hidden_BTD, table_VD, targets_BT, weights_BT)
+    return (loss, nats_BT), (by_hidden_BTD, by_table_VD)
 
 
 def _backward(
@@ -101,30 +121,78 @@ def _backward(
 weighted_loss.defvjp(_forward, _backward)
 
 
-def _logits(hidden_SPCD: Array, table_VD: Array, vocabulary: int) -> tuple[Array, Array]:
-    """Logits of a chunk and the logarithm of their softmax's denominator."""
-    logits_SPCV = jnp.einsum("spcd,vd->spcv", hidden_SPCD, table_VD, preferred_element_type=jnp.float32)
-    logits_SPCV = mask_padding(constrain(logits_SPCV, "batch", None, None, "vocabulary"), vocabulary)
-    return logits_SPCV, jax.nn.logsumexp(logits_SPCV, axis=-1)
+@dataclass(frozen=True)
+class _Shards:
+    """How hidden states and table are cut along the mesh, and what devices exchange because of it.
+
+    Attributes:
+      rows, table: names of the dimensions of the hidden states and of the table.
+      by_rows, by_width, by_tokens: mesh axes that rows, width and vocabulary are cut along.
+    """
+
+    vocabulary: int
+    rows: tuple[str | None, ...]
+    table: tuple[str | None, ...]
+    by_rows: tuple[str, ...]
+    by_width: tuple[str, ...]
+    by_tokens: tuple[str, ...]
+
+    def gather(self, table_ud: Array) -> Array:
+        """All columns of this device's rows of the table."""
+        return jax.lax.all_gather(table_ud, self.by_width, axis=1, tiled=True) if self.by_width else table_ud
+
+    def scatter(self, by_table_UD: Array) -> Array:
+        """The gradient of the table summed over all rows of the batch, of it this device's columns."""
+        others = tuple(axis for axis in self.by_rows if axis not in self.by_width)
+        if self.by_width:
+            by_table_UD = jax.lax.psum_scatter(by_table_UD, self.by_width, scatter_dimension=1, tiled=True)
+        return _sum(by_table_UD, others)
+
+    def logits(self, hidden_CD: Array, table_UD: Array) -> tuple[Array, Array]:
+        """Logits for this device's part of the vocabulary, and the logarithm of the softmax's whole denominator."""
+        logits_CU = jnp.einsum("cd,ud->cu", hidden_CD, table_UD, preferred_element_type=jnp.float32)
+        logits_CU = jnp.where(self._tokens(len(table_UD)) < self.vocabulary, logits_CU, IMPOSSIBLE)
+        greatest_C = jnp.max(logits_CU, axis=1)
+        if self.by_tokens:
+            greatest_C = jax.lax.pmax(greatest_C, self.by_tokens)
+        sums_C = self.sum_over_vocabulary(jnp.sum(jnp.exp(logits_CU - greatest_C[:, None]), axis=1))
+        return logits_CU, greatest_C + jnp.log(sums_C)
+
+    def hits(self, targets_C: Array, size: int) -> Array:
+        """Where in this device's part of the vocabulary each target is."""
+        return targets_C[:, None] == self._tokens(size)
+
+    def at(self, logits_CU: Array, targets_C: Array) -> Array:
+        """The logit of each target."""
+        found_CU = jnp.where(self.hits(targets_C, logits_CU.shape[1]), logits_CU, 0.0)
+        return self.sum_over_vocabulary(jnp.sum(found_CU, axis=1))
+
+    def sum_over_vocabulary(self, x: Array) -> Array:
+        return _sum(x, self.by_tokens)
+
+    def sum_over_rows(self, x: Array) -> Array:
+        return _sum(x, self.by_rows)
+
+    def _tokens(self, size: int) -> Array:
+        """The token of each of this device's rows of the table."""
+        first = jax.lax.axis_index(self.by_tokens) * size if self.by_tokens else 0
+        return first + jnp.arange(size)
 
 
-def _at(logits_SPCV: Array, targets_SPC: Array) -> Array:
-    """The logit of each target; a sum over a one-hot mask, which a sharded vocabulary needs no gather for."""
-    hits_SPCV = targets_SPC[..., None] == jnp.arange(logits_SPCV.shape[-1])
-    return jnp.sum(jnp.where(hits_SPCV, logits_SPCV, 0.0), axis=-1)
+def _shards(hidden_BTD: Array, table_VD: Array, vocabulary: int) -> _Shards:
+    rows = cut_along("batch", len(hidden_BTD))
+    if rows is None:  # rows that do not divide over the devices: each of them computes all
+        return _Shards(vocabulary, (None, None, None), (None, None), (), (), ())
+    width, tokens = cut_along("embed", table_VD.shape[1]), cut_along("vocabulary", table_VD.shape[0])
+    return _Shards(vocabulary, ("batch", None, None), ("vocabulary", "embed"), rows, width or (), tokens or ())
 
 
-def _to_chunks(x_BT: Array) -> Array:
-    """[B, T, ...] as [N, S, P, C, ...]: each shard's rows stay where they are."""
-    rows, length = x_BT.shape[:2]
-    shards = axis_size("batch")
-    if rows % shards:
-        shards = 1
-    wanted = max(1, CHUNK_TOKENS // (rows // shards))
-    size = next(size for size in range(min(wanted, length), 0, -1) if length % size == 0)
-    x = x_BT.reshape(shards, rows // shards, length // size, size, *x_BT.shape[2:])
-    return constrain(jnp.moveaxis(x, 2, 0), None, "batch", *[None] * (x.ndim - 2))
+def _sum(x: Array, axes: tuple[str, ...]) -> Array:
+    return jax.lax.psum(x, axes) if axes else x
 
 
-def _from_chunks(x_NSPC: Array, shape: tuple[int, ...]) -> Array:
-    return constrain(jnp.moveaxis(x_NSPC, 0, 2).reshape(shape), "batch", *[None] * (len(shape) - 1))
+def _to_chunks(x_bT: Array) -> Array:
+    """[rows of a device, T, ...] as [N, C, ...]."""
+    targets = x_bT.shape[0] * x_bT.shape[1]
+    size = next(size for size in range(min(CHUNK_TOKENS, targets), 0, -1) if targets % size == 0)
+    return x_bT.reshape(-1, size, *x_bT.shape[2:])
