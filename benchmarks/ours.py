@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """What this package takes for the figures of `benchmarks/train.py`; each prints one line of JSON.
 
 python benchmarks/ours.py throughput --dtype bfloat16
@@ -16,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))  # the same shapes and the same stopwatch as theirs
+
+from sbp_jax.parallel import machine
+
+machine.prepare()  # as the command line does
 
 import jax
 import numpy as np

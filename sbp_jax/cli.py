@@ -1,7 +1,6 @@
 """The command line: `sbp run | status | config | plan | clean | report | export | import | <stage>`."""
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sbp_jax.errors import SbpError, Stopped
+from sbp_jax.parallel import machine
 from sbp_jax.planning.command import add_options
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
       0 on success, 2 for what the user can mend, 1 for a fault of the program, 130 on Ctrl-C, 143 on SIGTERM.
     """
     options = _parser().parse_args(arguments)
-    _pass_over_missing_tpu()
+    machine.prepare()
     if not options.debug:
         _quiet_libraries()
     status = _status_of(options)
@@ -78,6 +78,7 @@ def _run(options: argparse.Namespace) -> None:
     from sbp_jax.parallel import hosts
 
     hosts.start()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # while training it asks for a profile, elsewhere it would kill
     pipeline = _pipeline(options)
     pipeline.run(_say if hosts.is_first() else _ignore, until=options.until, only=options.only)
     if not hosts.is_first():
@@ -256,14 +257,6 @@ def _parser() -> argparse.ArgumentParser:
     for stage, text in STAGES.items():
         add(stage.replace("_", "-"), text, _stage).set_defaults(stage=stage)
     return parser
-
-
-def _pass_over_missing_tpu() -> None:
-    """Keeps JAX from looking for a TPU, at length and loudly, where its library is installed to plan with alone."""
-    installed = {name: importlib.util.find_spec(name) for name in ("libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin")}
-    devices = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/*")]
-    if installed["libtpu"] and not devices and not any(spec for name, spec in installed.items() if name != "libtpu"):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _quiet_libraries() -> None:

@@ -91,7 +91,7 @@ class Optimization:
     schedule: str = "cosine"  # cosine, or wsd: warm-up, stable, decay
     decay: float = 0.2  # fraction of the steps in wsd's linear decay to final_lr
     weight_decay: float = 0.1  # on matrices, not on norms
-    beta1: float = 0.9
+    beta1: float = 0.9  # of the optimizers that have it, as beta2
     beta2: float = 0.95
     clip: float = 1.0  # global gradient norm
     z_loss: float = 0.0  # weight of the squared log of the softmax's denominator (PaLM, section 5)

@@ -11,6 +11,7 @@ from typing import Any
 from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Experiment
 from sbp_jax.errors import SbpError
 from sbp_jax.overrides import check_types, override
+from sbp_jax.training.optimizer import optimizer
 
 
 def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = False) -> Experiment:
@@ -98,6 +99,7 @@ def check(experiment: Experiment) -> None:
         "splits.validation": splits.validation,
         "splits.test": splits.test,
         "splits.capped": splits.capped,
+        "tuning.validation": experiment.tuning.validation,
         "synthesis.oversample": experiment.synthesis.oversample,
         "model.norm_epsilon": model.norm_epsilon,
         "model.rope_base": model.rope_base,
@@ -118,7 +120,13 @@ def check(experiment: Experiment) -> None:
         for name in ("context", "batch_rows", "peak_lr", "clip", "evaluate_every"):
             positive[f"{section}.{name}"] = getattr(values, name)
         _demand(0 <= values.dropout < 1, f"{section}.dropout is {values.dropout:g}; it is a fraction from 0 to below 1")
-        _demand(values.z_loss >= 0, f"{section}.z_loss is {values.z_loss:g}; it may not be negative")
+        for name in ("z_loss", "weight_decay", "final_lr"):
+            value = getattr(values, name)
+            _demand(value >= 0, f"{section}.{name} is {value:g}; it may not be negative")
+        for name in ("beta1", "beta2"):
+            value = getattr(values, name)
+            _demand(0 <= value < 1, f"{section}.{name} is {value:g}; it is a fraction from 0 to below 1")
+        optimizer(values)
         spikes = values.skip_spikes
         _demand(spikes is None or spikes > 1, f"{section}.skip_spikes is {spikes}; it is a factor above 1, or none")
         pieces = execution.accumulate
@@ -140,6 +148,8 @@ def check(experiment: Experiment) -> None:
         "neighbors.reorder": experiment.neighbors.reorder,
         "execution.checkpoint_every": execution.checkpoint_every,
         "execution.keep_every": execution.keep_every,
+        "execution.profile_from": execution.profile_from,
+        "model.rope_scaling.factor": None if model.rope_scaling is None else model.rope_scaling.factor,
     }
     positive |= {name: value for name, value in optional.items() if value is not None}
     for name, value in positive.items():
@@ -151,6 +161,11 @@ def check(experiment: Experiment) -> None:
     _demand(
         model.heads % model.kv_heads == 0,
         f"model.heads ({model.heads}) must be a multiple of model.kv_heads ({model.kv_heads})",
+    )
+    sizes = dataclasses.asdict(execution.mesh)
+    _demand(
+        all(size >= 1 or size == -1 for size in sizes.values()) and list(sizes.values()).count(-1) <= 1,
+        f"execution.mesh is {sizes}; sizes are at least 1, and one of them may be -1 for what the others leave",
     )
     _demand(model.head_dim % 2 == 0, f"model.head_dim is {model.head_dim}; RoPE turns pairs, so it must be even")
     choices = {

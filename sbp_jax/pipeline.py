@@ -1,6 +1,7 @@
 """The experiment as a graph of named stage instances: what there is to make, from what, and what is already made."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from sbp_jax.artifacts import Artifact, Output, Recipe, find
 from sbp_jax.artifacts.artifact import count_rows, finished_files, read_json, wait_for
 from sbp_jax.artifacts.fingerprint import fingerprint
 from sbp_jax.config import Experiment
-from sbp_jax.errors import SbpError
+from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.experiments import to_json
 from sbp_jax.graph import Node, graph
 from sbp_jax.parallel import hosts
+from sbp_jax.training.interruption import all_asked_to_stop
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,11 @@ class Pipeline:
         """
         names = self._select(until, only)
         with self._lock():
+            self._agree()
             self._record()
             for name in names:
+                if all_asked_to_stop():
+                    raise Stopped(f"the run was asked to stop and does so before {name}")
                 made = self.artifact(name)
                 if hosts.first_says(made is None):
                     report(f"{name} ...")
@@ -126,6 +131,14 @@ class Pipeline:
         with self._lock():
             for path in paths:
                 path.rmtree()
+
+    def _agree(self) -> None:
+        """Raises `SbpError` where another host would make other artifacts, which this one would wait for in vain."""
+        keys = json.dumps({name: recipe.key for name, recipe in self.recipes.items()})
+        if not hosts.all_say(int(hashlib.sha256(keys.encode()).hexdigest()[:7], 16)):
+            raise SbpError(
+                "the hosts do not have the same experiment: give all of them the same config, --set and corpus files"
+            )
 
     def _select(self, until: str | None, only: str | None) -> list[str]:
         names = list(self.nodes)

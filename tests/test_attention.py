@@ -1,5 +1,7 @@
 """Packed documents never see one another, whatever computes the attention."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +17,9 @@ ROWS, LENGTH, SIZE = 2, 256, 64
 SEGMENTS = np.stack([np.repeat([1, 2, 3, 0], [100, 30, 100, 26]), np.repeat([1, 2], [129, 127])])
 MODEL = Model(heads=4, kv_heads=2, head_dim=SIZE)
 BACKENDS = {
-    "by head and block": attention._by_head_and_block,
+    "by block": attention._by_block,
     "all heads": attention._all_heads,
-    "splash": attention.choose("splash", "cpu", MODEL, LENGTH),
+    "splash": partial(attention._splash, interpret=True),
 }
 
 
@@ -71,7 +73,7 @@ def test_gradients_are_those_of_plain_attention(name):
         return jax.grad(lambda x: jnp.sum(jnp.sin(attend(*x, segments))))(inputs)
 
     for ours, theirs in zip(total(BACKENDS[name]), total(attention._all_heads), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-3 if name == "splash" else 1e-5)
+        np.testing.assert_allclose(ours, theirs, atol=2e-3 if name == "splash" else 5e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 2, 4), (8, 1, 1)])
@@ -93,7 +95,8 @@ def test_the_backend_follows_the_device_and_the_shapes():
         ("xla", "tpu", bf16, 256): attention.xla,
     }
     assert {case: attention.choose(*case) for case in chosen} == chosen
-    assert attention.choose("auto", "tpu", bf16, 256).func is attention._splash
-    for asked, platform, context in (("cudnn", "cpu", 256), ("splash", "gpu", 256), ("splash", "tpu", 96)):
+    assert attention.choose("auto", "tpu", bf16, 256) is attention._splash
+    refused = (("cudnn", "cpu", 256), ("splash", "gpu", 256), ("splash", "cpu", 256), ("splash", "tpu", 96))
+    for asked, platform, context in refused:
         with pytest.raises(SbpError, match=f"execution.attention={asked} does not run here"):
             attention.choose(asked, platform, bf16, context)

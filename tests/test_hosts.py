@@ -35,14 +35,16 @@ from sbp_jax.errors import Stopped
 from sbp_jax.training import loop
 process = jax.process_index()
 assert jax.process_count() == {count} and len(jax.devices()) == 8
+own = loop.host_rows(8, t.build_mesh(t.MeshShape()))
+assert own == list(range(8 * process // {count}, 8 * (process + 1) // {count})), own
 def after_step(step):
     {before}
-read = loop.Reader.read
+read = loop.MetricsReader.read
 def reading(self, parameters):
     line = read(self, parameters)
     after_step(line["step"])
     return line
-loop.Reader.read = reading
+loop.MetricsReader.read = reading
 mesh = t.build_mesh(t.MeshShape({mesh}))
 try:
     finished = t.train(t.make_run(), t.epath.Path({folder!r}), "other", mesh, Execution(stall_seconds={stall}))

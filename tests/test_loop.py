@@ -33,6 +33,18 @@ def undisturbed(tmp_path_factory) -> epath.Path:
     return folder
 
 
+def stop_after(step: int):
+    """A termination that is asked for after so many steps."""
+    counts: dict[int, int] = {}
+
+    def after_step(self) -> bool:
+        counts[id(self)] = counts.get(id(self), 0) + 1
+        self.asked = counts[id(self)] == step
+        return self.asked
+
+    return after_step
+
+
 def steps_kept(folder) -> list[int]:
     return sorted(int(path.name) for path in (folder / loop.CHECKPOINTS).iterdir() if path.name.isdigit())
 
@@ -99,7 +111,7 @@ def test_another_mesh_goes_on_with_the_same_rows(undisturbed, tmp_path):
     """Stopped on eight data-parallel devices, resumed with parameters cut in four and heads in two."""
     folder = epath.Path(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Termination, "after", lambda self, step: step == 5)
+        patch.setattr(loop.Termination, "after_step", stop_after(5))
         with pytest.raises(Stopped):
             train(make_run(), folder, "test", build_mesh(MeshShape()))
     finished = train(make_run(), folder, "test", build_mesh(MeshShape(data=1, fsdp=4, tensor=2)))
@@ -173,7 +185,7 @@ def test_a_line_has_losses_norms_counts_rates_and_waiting(undisturbed):
 
 
 def test_utilization_follows_from_the_formula(tmp_path, monkeypatch):
-    monkeypatch.setattr("sbp_jax.training.reading.peak_flops", lambda kind: 1e9)
+    monkeypatch.setattr("sbp_jax.training.step_metrics.peak_flops", lambda kind: 1e9)
     train(make_run(4), epath.Path(tmp_path), "test", build_mesh(MeshShape()))
     for line in read_metrics(tmp_path / METRICS):
         expected = line["tokens_per_second_per_chip"] * flops_per_token(MODEL, VOCABULARY, CONTEXT) / 1e9
@@ -203,7 +215,7 @@ def test_tensorboard_has_the_validation_losses(undisturbed):
 def test_goodput_accounts_for_all_of_the_time_over_several_starts(tmp_path):
     folder = epath.Path(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Termination, "after", lambda self, step: step == 5)
+        patch.setattr(loop.Termination, "after_step", stop_after(5))
         with pytest.raises(Stopped):
             train(make_run(), folder, "test", build_mesh(MeshShape()))
     first = json.loads((folder / FILE).read_text())
@@ -240,9 +252,11 @@ def test_the_host_reads_a_step_only_once_the_next_is_dispatched(tmp_path, monkey
         count = iter(range(1, 100))
         return lambda *arguments: order.append(("dispatch", next(count))) or inner(*arguments)
 
-    read = loop.Reader.read
+    read = loop.MetricsReader.read
     monkeypatch.setattr(loop, "train_step", recording)
-    monkeypatch.setattr(loop.Reader, "read", lambda self, p: order.append(("read", self._unread.step)) or read(self, p))
+    monkeypatch.setattr(
+        loop.MetricsReader, "read", lambda self, p: order.append(("read", self._unread.step)) or read(self, p)
+    )
     train(make_run(), epath.Path(tmp_path), "test", build_mesh(MeshShape()))
     place = {event: index for index, event in enumerate(order)}
     for number in (1, 2, 3, 5, 6, 7, 9):

@@ -62,7 +62,8 @@ def test_muon_turns_each_layers_matrix_and_leaves_the_tables_to_adam(parameters,
     """Guards against optax's guess, which gives Muon to the embedding and Adam to the stacked layers."""
     plain = replace(NO_CLIP, weight_decay=0.0)
     muon = update(replace(plain, optimizer="muon"), parameters, gradients)
-    adam = update(plain, parameters, gradients)
+    nesterov = optax.adamw(1.0, b1=0.9, b2=0.95, weight_decay=0.0, nesterov=True)  # as optax's Muon has it
+    adam = nesterov.update(gradients, nesterov.init(parameters), parameters)[0]
     for name in ("embedding", "unembedding", "final_norm"):
         np.testing.assert_allclose(muon[name], adam[name], atol=1e-5)
     inputs = {"query": 1, "key": 1, "value": 1, "output": 2, "gate": 1, "up": 1, "down": 1}

@@ -2,7 +2,8 @@
 
 Every backend takes segment ids: a position attends to itself and to what precedes it in its own segment.
 
-Legend: B rows, T positions, N query heads, K key-value heads, H head dimension, C query and S key positions of a block.
+Legend: B rows, T positions, N query heads, K key-value heads, G query heads per key-value head, H head dimension,
+C query and S key positions of a block.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def choose(asked: str, platform: str, model: Model, context: int) -> Attention:
       SbpError: the backend asked for does not run there.
     """
     fits = {
-        "splash": platform in ("tpu", "cpu") and context % splash.NUM_LANES == 0,
+        "splash": platform == "tpu" and context % splash.NUM_LANES == 0,
         "cudnn": platform == "gpu" and model.dtype == "bfloat16" and model.head_dim % 8 == 0 and model.head_dim <= 128,
         "xla": True,
     }
@@ -53,8 +54,8 @@ def choose(asked: str, platform: str, model: Model, context: int) -> Attention:
             f" {model.head_dim}, context {context}): splash wants a TPU and a context that is a multiple of"
             f" {splash.NUM_LANES}, cudnn an NVIDIA GPU, bfloat16 and heads of at most 128; xla runs everywhere"
         )
-    if asked == "splash":  # on a CPU Pallas is interpreted, which is slow and good for tests
-        return partial(_splash, interpret=platform == "cpu")
+    if asked == "splash":
+        return _splash
     return _cudnn if asked == "cudnn" else xla
 
 
@@ -66,7 +67,7 @@ def xla(
 ) -> Float[Array, "B T N H"]:
     """Attention as plain array operations."""
     attended = jax.lax.platform_dependent(
-        query_BTNH, key_BTKH, value_BTKH, segments_BT, cpu=_by_head_and_block, default=_all_heads
+        query_BTNH, key_BTKH, value_BTKH, segments_BT, cpu=_by_block, default=_all_heads
     )
     return checkpoint_name(attended, SAVED)
 
@@ -87,36 +88,78 @@ def _cudnn(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, segments_BT: A
     return checkpoint_name(attended, SAVED)
 
 
-def _by_head_and_block(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, segments_BT: Array) -> Array:
-    """One head and one block of queries at a time, for a CPU: all scores together do not fit its cache.
-
-    A block of queries meets the keys up to its end alone, and its scores are computed again for the gradient.
-    """
-    length, heads, size = query_BTNH.shape[1:]
-    keys_KBTH, values_KBTH = jnp.moveaxis(key_BTKH, 2, 0), jnp.moveaxis(value_BTKH, 2, 0)
-
-    @partial(jax.checkpoint, static_argnums=(3, 4))
-    def block(query_BTH: Array, key_BTH: Array, value_BTH: Array, start: int, end: int) -> Array:
-        scores_BCS = jnp.einsum(
-            "bch,bsh->bcs", query_BTH[:, start:end], key_BTH[:, :end], preferred_element_type=jnp.float32
-        )
-        causal_CS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-        mask_BCS = causal_CS & (segments_BT[:, start:end, None] == segments_BT[:, None, :end])
-        weights_BCS = jax.nn.softmax(jnp.where(mask_BCS, scores_BCS, MASKED), axis=-1).astype(query_BTH.dtype)
-        return jnp.einsum("bcs,bsh->bch", weights_BCS, value_BTH[:, :end])
-
-    def one(head: tuple[Array, Array]) -> Array:
-        number, query_BTH = head
-        group = number // (heads // len(keys_KBTH))
-        blocks = [(start, min(start + CPU_BLOCK, length)) for start in range(0, length, CPU_BLOCK)]
-        scaled_BTH = query_BTH * size**-0.5
-        parts = [block(scaled_BTH, keys_KBTH[group], values_KBTH[group], start, end) for start, end in blocks]
-        return jnp.concatenate(parts, axis=1)
-
-    return jnp.moveaxis(jax.lax.map(one, (jnp.arange(heads), jnp.moveaxis(query_BTNH, 2, 0))), 0, 2)
+def _by_block(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, segments_BT: Array) -> Array:
+    """A block of queries at a time, for a CPU: each meets the keys up to its end, and no scores are kept."""
+    rows, length, heads, size = query_BTNH.shape
+    kv_heads = key_BTKH.shape[2]
+    grouped = (query_BTNH * size**-0.5).reshape(rows, length, kv_heads, heads // kv_heads, size)
+    attended_BKGTH = _attend_by_block(
+        grouped.transpose(0, 2, 3, 1, 4), key_BTKH.swapaxes(1, 2), value_BTKH.swapaxes(1, 2), segments_BT
+    )
+    return attended_BKGTH.transpose(0, 3, 1, 2, 4).reshape(query_BTNH.shape)
 
 
-def _splash(query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, segments_BT: Array, *, interpret: bool) -> Array:
+@jax.custom_vjp
+def _attend_by_block(query_BKGTH: Array, key_BKTH: Array, value_BKTH: Array, segments_BT: Array) -> Array:
+    return _blocks_forward(query_BKGTH, key_BKTH, value_BKTH, segments_BT)[0]
+
+
+def _blocks_forward(query: Array, key: Array, value: Array, segments_BT: Array) -> tuple[Array, tuple[Array, ...]]:
+    """The result, and what the gradient needs: the inputs, the result, and the log of each softmax's denominator."""
+    attended, normalizers = [], []
+    for start, end in _blocks(query.shape[3]):
+        scores_BKGCS = _block_scores(query, key, segments_BT, start, end)
+        greatest_BKGC = jnp.max(scores_BKGCS, axis=-1, keepdims=True)
+        weights_BKGCS = jnp.exp(scores_BKGCS - greatest_BKGC)
+        sums_BKGC = jnp.sum(weights_BKGCS, axis=-1, keepdims=True)
+        sums_BKGCH = jnp.einsum("bkgcs,bksh->bkgch", weights_BKGCS.astype(value.dtype), value[:, :, :end])
+        attended.append((sums_BKGCH / sums_BKGC).astype(value.dtype))
+        normalizers.append(greatest_BKGC + jnp.log(sums_BKGC))
+    result = jnp.concatenate(attended, axis=3)
+    return result, (query, key, value, segments_BT, result, jnp.concatenate(normalizers, axis=3))
+
+
+def _blocks_backward(kept: tuple[Array, ...], by_result: Array) -> tuple[Any, ...]:
+    """The gradient, scores computed again (Dao et al. 2022, algorithm 4)."""
+    query, key, value, segments_BT, result, normalizers = kept
+    dtype = query.dtype
+    inner = jnp.sum(by_result.astype(jnp.float32) * result, axis=-1, keepdims=True)
+    by_query, by_key, by_value = [], jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    for start, end in _blocks(query.shape[3]):
+        block = slice(start, end)
+        scores_BKGCS = _block_scores(query, key, segments_BT, start, end)
+        weights_BKGCS = jnp.exp(scores_BKGCS - normalizers[:, :, :, block])
+        by_weights_BKGCS = product("bkgch,bksh->bkgcs", by_result[:, :, :, block], value[:, :, :end])
+        by_scores_BKGCS = (weights_BKGCS * (by_weights_BKGCS - inner[:, :, :, block])).astype(dtype)
+        weights_BKGCS = weights_BKGCS.astype(dtype)
+        by_value_BKSH = product("bkgcs,bkgch->bksh", weights_BKGCS, by_result[:, :, :, block])
+        by_key_BKSH = product("bkgcs,bkgch->bksh", by_scores_BKGCS, query[:, :, :, block])
+        by_value, by_key = by_value.at[:, :, :end].add(by_value_BKSH), by_key.at[:, :, :end].add(by_key_BKSH)
+        by_query.append(jnp.einsum("bkgcs,bksh->bkgch", by_scores_BKGCS, key[:, :, :end]))
+    return jnp.concatenate(by_query, axis=3), by_key.astype(dtype), by_value.astype(dtype), None
+
+
+_attend_by_block.defvjp(_blocks_forward, _blocks_backward)
+
+
+def _block_scores(query: Array, key: Array, segments_BT: Array, start: int, end: int) -> Array:
+    """Masked scores of the queries of one block with the keys up to its end, in float32."""
+    scores_BKGCS = jnp.einsum(
+        "bkgch,bksh->bkgcs", query[:, :, :, start:end], key[:, :, :end], preferred_element_type=jnp.float32
+    )
+    causal_CS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+    mask_BCS = causal_CS & (segments_BT[:, start:end, None] == segments_BT[:, None, :end])
+    return jnp.where(mask_BCS[:, None, None], scores_BKGCS, MASKED)
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    return [(start, min(start + CPU_BLOCK, length)) for start in range(0, length, CPU_BLOCK)]
+
+
+def _splash(
+    query_BTNH: Array, key_BTKH: Array, value_BTKH: Array, segments_BT: Array, interpret: bool = False
+) -> Array:
     """Splash attention, the TPU's flash attention for sparse masks: blocks above the diagonal are never computed."""
     length, heads, size = query_BTNH.shape[1:]
     if key_BTKH.shape[2] % axis_size("kv_heads"):  # each shard of the queries needs the keys of its own heads

@@ -3,6 +3,7 @@
 import os
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from sbp_jax.errors import SbpError
@@ -54,12 +55,11 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def first_says(value: bool) -> bool:
+def first_says(value: int) -> int:
     """The first process's value, on every process; a decision that all of them must take alike."""
-    return bool(multihost_utils.broadcast_one_to_all(value)) if several() else value
+    return int(multihost_utils.broadcast_one_to_all(value)) if several() else value
 
 
-def wait_for_all(place: str) -> None:
-    """Returns once every process has come here."""
-    if several():
-        multihost_utils.sync_global_devices(place)
+def all_say(value: int) -> bool:
+    """Whether all processes have this value, an int32."""
+    return not several() or len(set(multihost_utils.process_allgather(np.int32(value)).tolist())) == 1

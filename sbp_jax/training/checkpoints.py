@@ -4,6 +4,7 @@ The only module that knows Orbax. Kept are the latest checkpoints, to resume fro
 loss, which the base model and the synthesizer are taken from, and every so many steps one for good.
 """
 
+import copy
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -15,7 +16,8 @@ from sbp_jax.model.parameters import Parameters
 from sbp_jax.training.step import State
 
 VALIDATION = "validation"
-DAMAGE = (ValueError, KeyError, TypeError, OSError)  # what Orbax raises for files that are not what it wrote
+# What Orbax raises for files that are not what it wrote. A disk that cannot be read for now is another matter.
+DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError)
 
 
 class Checkpoints:
@@ -45,7 +47,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             parameters=ocp.args.StandardSave(state.parameters),
             rest=ocp.args.StandardSave(_rest(state)),
-            position=ocp.args.JsonSave(position),
+            position=ocp.args.JsonSave(copy.deepcopy(position)),  # read in the background, while the caller goes on
         )
         metrics = None if validation is None else {VALIDATION: validation}
         self._manager.save(step, args=arguments, metrics=metrics)
@@ -97,10 +99,11 @@ class Checkpoints:
     def _damaged(self, step: int | None, error: Exception) -> SbpError:
         cause = str(error).splitlines()[0].partition("[")[0][:200]
         where = f"the checkpoint {self.folder / str(step)}" if step is not None else f"a checkpoint in {self.folder}"
-        return SbpError(
-            f"{where} is damaged or of another model;"
-            f" delete {self.folder.parent} to start this run over ({cause.strip()})"
-        )
+        whole = [int(path.name) for path in self.folder.glob("*") if path.name.isdigit() and path.name != str(step)]
+        remedy = f"delete {self.folder.parent} to start this run over"
+        if step is not None and whole:
+            remedy = f"delete that folder to go on from step {max(whole)}, or {remedy.removeprefix('delete ')}"
+        return SbpError(f"{where} is damaged or of another model; {remedy} ({cause.strip()})")
 
     def close(self) -> None:
         """Waits until everything saved is on disk."""

@@ -13,7 +13,7 @@ from sbp_jax.training.step import Setup, evaluation_step
 def target_losses(setup: Setup, parameters: Parameters, rows: RowSource) -> Iterator[tuple[Row, np.ndarray]]:
     """Batches of rows with the nats of each target, [B, T] float32, zero where the mask is off."""
     evaluate = evaluation_step(setup)
-    batch_rows = setup.optimization.batch_rows
+    batch_rows = setup.optimization.batch_rows // setup.execution.accumulate
     for start in range(0, len(rows), batch_rows):
         chosen = [rows[index] for index in range(start, min(start + batch_rows, len(rows)))]
         batch = Row(*(np.stack(arrays) for arrays in zip(*chosen, strict=True)))

@@ -1,6 +1,7 @@
 """What ends a run from outside: SIGTERM, which saves first, and a peer that hangs, which is reported."""
 
 import faulthandler
+import itertools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -18,15 +20,27 @@ from jax.experimental import multihost_utils
 from sbp_jax.artifacts.artifact import read_json
 from sbp_jax.parallel import hosts
 
-STALLED = 75  # exit status after a stall: EX_TEMPFAIL, worth trying again
+STALLED = 75  # exit status after a stall: EX_TEMPFAIL
 HOSTS = "hosts"
 
 
+_questions = itertools.count(1)  # how often this process asked; all hosts ask equally often
+
+
+def all_asked_to_stop() -> bool:
+    """Whether SIGTERM has come to any of several hosts; true on all of them at the same call."""
+    return hosts.several() and multihost_utils.reached_preemption_sync_point(next(_questions))
+
+
 class Termination:
-    """Notices SIGTERM while the block runs; on several hosts all of them stop after the same step."""
+    """Notices SIGTERM while the block runs; on several hosts all of them stop after the same step.
+
+    Attributes:
+      asked: whether the signal has come.
+    """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
         self._before: Any = None
 
     def __enter__(self) -> "Termination":
@@ -40,11 +54,12 @@ class Termination:
             signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self.asked = True
 
-    def after(self, step: int) -> bool:
-        """Whether to stop after this step; has to be asked after every step."""
-        return multihost_utils.reached_preemption_sync_point(step) if hosts.several() else self._asked
+    def after_step(self) -> bool:
+        """Whether to stop now; has to be asked after every step."""
+        self.asked = self.asked or all_asked_to_stop()
+        return self.asked
 
 
 class Watchdog:
@@ -83,22 +98,27 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(5.0, self._limit / 10)):
-            if hosts.several():
-                own = {"step": self._step, "host": socket.gethostname(), "pid": os.getpid()}
-                (self._folder / f"{jax.process_index()}.json").write_text(json.dumps(own))
+        pause = min(5.0, self._limit / 10)
+        while not self._closed.wait(pause):
             still = time.monotonic() - self._moved
             if still > self._limit:
                 self._report(still)
+                if hosts.is_first():  # with it all others end at once, who have to report as well
+                    time.sleep(3 * pause)
                 os._exit(STALLED)
+            if hosts.several():
+                own = {"step": self._step, "host": socket.gethostname(), "pid": os.getpid()}
+                with suppress(OSError):  # a shared disk in trouble is what this watches for too
+                    (self._folder / f"{jax.process_index()}.json").write_text(json.dumps(own))
 
     def _report(self, still: float) -> None:
-        lines = [f"no progress for {still:.0f} s after step {self._step} on process {jax.process_index()}:"]
+        print(f"no progress for {still:.0f} s after step {self._step} on process {jax.process_index()}; its stacks:",
+              file=sys.stderr, flush=True)  # fmt: skip
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        lines = ["the last that each process said of itself:"]
         for process in range(jax.process_count() if hosts.several() else 0):
             entry = read_json(self._folder / f"{process}.json") or {}
             where = f"{entry.get('host', 'an unknown host')} (pid {entry.get('pid', 'unknown')})"
             lines.append(f"  process {process} on {where} has done {entry.get('step', 'an unknown number of')} steps")
-        lines.append("it stops now, and the same command goes on from the last checkpoint; its stacks:")
+        lines.append("this process stops; started again, all go on from the last checkpoint")
         print("\n".join(lines), file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        sys.stderr.flush()

@@ -23,8 +23,8 @@ from sbp_jax.training.evaluation import mean_loss
 from sbp_jax.training.interruption import Termination, Watchdog
 from sbp_jax.training.metrics import MetricsLog, NoLog
 from sbp_jax.training.profiling import ProfilerWindow
-from sbp_jax.training.reading import Reader
 from sbp_jax.training.step import Setup, State, abstract_state, new_state, train_step
+from sbp_jax.training.step_metrics import MetricsReader
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
@@ -97,7 +97,8 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh, execution: Execu
             log = stack.enter_context(closing(_log(folder, done, execution)))
             clocks.lose(log.seconds_lost)
             step, batches = train_step(setup), _batches(run, setup, done)
-            reader = Reader(run.plan, setup, folder, ledger, run.token_bytes)
+            reader = MetricsReader(run.plan, setup, folder, ledger, run.token_bytes)
+            watchdog.progress(done)
         window = stack.enter_context(ProfilerWindow(folder, execution.profile_from, execution.profile_steps))
         termination = stack.enter_context(Termination())
         counter = stack.enter_context(progress(label, run.steps, "steps"))
@@ -122,7 +123,7 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh, execution: Execu
             watchdog.progress(done)
             counter.advance()
 
-            stopping = termination.after(done)
+            stopping = termination.after_step()
             evaluating = done % run.optimization.evaluate_every == 0 or done == run.steps
             if evaluating or stopping or done % (execution.checkpoint_every or run.steps) == 0:
                 with clocks.clock("step"):
@@ -134,12 +135,16 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh, execution: Execu
                     counter.advance(0, f"validation {validation:.3f}")
                 log.write(line)
                 with clocks.clock("checkpoint"):
+                    log.sync()
                     checkpoints.save(done, state, {"ledger": ledger, "plan": dict(run.plan.rows)}, validation)
                 if hosts.is_first():
                     clocks.write()
                 reader.restart_clock()
-            if stopping and done < run.steps:
-                raise Stopped(f"{label} was asked to stop and has saved its state after step {done} of {run.steps}")
+                watchdog.alive()
+            if stopping:
+                break
+        if termination.asked:
+            raise Stopped(f"{label} was asked to stop and has saved its state after step {done} of {run.steps}")
         best_step, best_validation = checkpoints.best()
     return Finished(setup, state.parameters, best_step, best_validation, ledger, clocks.summary())
 
@@ -152,12 +157,12 @@ def best_parameters(finished: Finished, folder: epath.Path) -> Parameters:
 
 def _start(run: Run, setup: Setup, checkpoints: Checkpoints) -> tuple[State, dict[str, dict[str, int]]]:
     """The state and the ledger to go on from."""
-    target = abstract_state(setup)
-    if checkpoints.latest is None:
+    target, latest = abstract_state(setup), hosts.first_says(checkpoints.latest or 0)
+    if not latest:
         parameters = None if run.load is None else run.load(target.parameters)
         ledger = {name: {"rows": 0, "tokens": 0} for name in run.plan.rows}
         return new_state(setup, run.seed, parameters), ledger
-    state, position = checkpoints.restore(checkpoints.latest, target)
+    state, position = checkpoints.restore(latest, target)
     if position["plan"] != dict(run.plan.rows):
         theirs, ours = position["plan"], dict(run.plan.rows)
         raise SbpError(

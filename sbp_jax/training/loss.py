@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from sbp_jax.model.decoder import IMPOSSIBLE
 from sbp_jax.parallel.sharding import cut_along, in_shards
 
-CHUNK_TOKENS = 1024  # targets of a device whose logits exist at the same time
+CHUNK_TOKENS = 512  # targets of a device whose logits exist at the same time
 
 
 def target_nats(
@@ -42,8 +42,9 @@ def target_nats(
         table_UD = shards.gather(table_ud)
 
         def chunk(inputs: tuple[Array, Array]) -> Array:
-            logits_CU, normalizer_C = shards.logits(inputs[0], table_UD)
-            return normalizer_C - shards.at(logits_CU, inputs[1])
+            logits_CU, greatest_C = shards.logits(inputs[0], table_UD)
+            sums_C = shards.sum_over_vocabulary(jnp.sum(jnp.exp(logits_CU - greatest_C[:, None]), axis=1))
+            return greatest_C + jnp.log(sums_C) - shards.at(logits_CU, inputs[1])
 
         nats_NC = jax.lax.map(chunk, (_to_chunks(hidden_bTD), _to_chunks(targets_bT)))
         return (nats_NC.reshape(targets_bT.shape),)
@@ -84,11 +85,14 @@ def _forward(
         def chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Any]:
             loss, by_table_UD = carry
             hidden_CD, targets_C, weights_C = inputs
-            logits_CU, normalizer_C = shards.logits(hidden_CD, table_UD)
+            logits_CU, greatest_C = shards.logits(hidden_CD, table_UD)
+            exponentials_CU = jnp.exp(logits_CU - greatest_C[:, None])
+            sums_C = shards.sum_over_vocabulary(jnp.sum(exponentials_CU, axis=1))
+            normalizer_C = greatest_C + jnp.log(sums_C)
             nats_C = normalizer_C - shards.at(logits_CU, targets_C)
             loss += jnp.sum(weights_C * (nats_C + z_loss * jnp.square(normalizer_C)))
             scale_C = weights_C * (1 + 2 * z_loss * normalizer_C)
-            by_logits_CU = jnp.exp(logits_CU - normalizer_C[:, None]) * scale_C[:, None]
+            by_logits_CU = exponentials_CU * (scale_C / sums_C)[:, None]
             hits_CU = shards.hits(targets_C, len(table_UD))
             by_logits_CU = jnp.where(hits_CU, by_logits_CU - weights_C[:, None], by_logits_CU).astype(dtype)
             by_table_UD += jnp.einsum("cu,cd->ud", by_logits_CU, hidden_CD, preferred_element_type=jnp.float32)
@@ -149,14 +153,11 @@ class _Shards:
         return _sum(by_table_UD, others)
 
     def logits(self, hidden_CD: Array, table_UD: Array) -> tuple[Array, Array]:
-        """Logits for this device's part of the vocabulary, and the logarithm of the softmax's whole denominator."""
+        """Logits for this device's part of the vocabulary, and the greatest of the whole."""
         logits_CU = jnp.einsum("cd,ud->cu", hidden_CD, table_UD, preferred_element_type=jnp.float32)
         logits_CU = jnp.where(self._tokens(len(table_UD)) < self.vocabulary, logits_CU, IMPOSSIBLE)
         greatest_C = jnp.max(logits_CU, axis=1)
-        if self.by_tokens:
-            greatest_C = jax.lax.pmax(greatest_C, self.by_tokens)
-        sums_C = self.sum_over_vocabulary(jnp.sum(jnp.exp(logits_CU - greatest_C[:, None]), axis=1))
-        return logits_CU, greatest_C + jnp.log(sums_C)
+        return logits_CU, jax.lax.pmax(greatest_C, self.by_tokens) if self.by_tokens else greatest_C
 
     def hits(self, targets_C: Array, size: int) -> Array:
         """Where in this device's part of the vocabulary each target is."""

@@ -56,6 +56,10 @@ class MetricsLog:
             if isinstance(value, float | int) and name not in ("step", "time"):
                 self._events.add_scalar(name, value, line["step"], walltime=line.get("time"))
 
+    def sync(self) -> None:
+        """Brings the lines to the disk; a checkpoint must never outlive the metrics of its steps."""
+        os.fsync(self._stream.fileno())
+
     def close(self) -> None:
         self._stream.close()
         if self._events is not None:
@@ -68,6 +72,9 @@ class NoLog:
     seconds_lost = 0.0
 
     def write(self, line: dict[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def close(self) -> None:

@@ -48,6 +48,8 @@ def optimizer(optimization: Optimization) -> optax.GradientTransformation:
     Raises:
       SbpError: optax has no optimizer of that name that takes a learning rate alone.
     """
+    # For optimizers without a weight decay of their own. Updates point downhill, hence the sign.
+    decay = optax.add_decayed_weights(-optimization.weight_decay, decayed)
     settings = {"b1": optimization.beta1, "b2": optimization.beta2, "weight_decay": optimization.weight_decay}
     if optimization.optimizer == "muon":
         orthogonalize = muon(
@@ -57,26 +59,38 @@ def optimizer(optimization: Optimization) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,  # updates of AdamW's size, so that one rate serves both (Liu et al. 2025, section 2.2)
         )
-        # Its own weight decay has no mask for what it leaves to Adam. Updates point downhill by now, hence the sign.
-        transform = optax.chain(orthogonalize, optax.add_decayed_weights(-optimization.weight_decay, decayed))
+        # Its own weight decay has no mask for what it leaves to Adam.
+        transform = optax.chain(orthogonalize, decay)
     else:
-        transform = _named(optimization.optimizer, settings)
+        transform = _named(optimization.optimizer, settings, decay)
     return optax.chain(optax.clip_by_global_norm(optimization.clip), transform)
 
 
-def _named(name: str, settings: dict[str, float]) -> optax.GradientTransformation:
+def _named(name: str, settings: dict[str, float], decay: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimizer of optax, given those of `settings` and the mask that it has parameters for."""
     make: Any = getattr(optax, name, None)
     parameters: Any = inspect.signature(make).parameters if callable(make) else {}
     wanted = [entry.name for entry in parameters.values() if entry.default is inspect.Parameter.empty]
-    if wanted != ["learning_rate"]:
+    if wanted != ["learning_rate"] or not _is_downhill_at_any_rate(make):
         raise SbpError(
-            f"optimizer={name}: optax has no optimizer of that name that takes a learning rate alone;"
-            " adamw, muon, lion, lamb and sgd are some that would do"
+            f"optimizer={name}: optax has no optimizer of that name whose updates are proportional to a learning rate,"
+            " the one thing it has to be told; adamw, muon, lion, lamb and sgd are some that would do"
         )
     known = {key: value for key, value in settings.items() if key in parameters}
     mask = {"mask": decayed} if "mask" in parameters else {}
-    return make(learning_rate=1.0, **known, **mask)
+    transform = make(learning_rate=1.0, **known, **mask)
+    return transform if "weight_decay" in parameters else optax.chain(transform, decay)
+
+
+def _is_downhill_at_any_rate(make: Any) -> bool:
+    """Whether first updates go against the gradient, and half as far at half the rate."""
+    parameters, gradients = {"x": jnp.ones((2, 2))}, {"x": jnp.full((2, 2), 0.5)}
+
+    def first(rate: float) -> jax.Array:
+        transform = make(learning_rate=rate)
+        return transform.update(gradients, transform.init(parameters), parameters)[0]["x"]
+
+    return bool(jnp.all(first(1.0) < 0) & jnp.allclose(first(1.0), 2 * first(0.5)))
 
 
 def decayed(parameters: Any) -> Any:

@@ -18,7 +18,7 @@ class ProfilerWindow:
         self._folder, self._first, self._steps = folder / PROFILE, first, steps
         self._last: int | None = None
         self._before: Any = None
-        self._asked = False
+        self._asked = self._done = False
 
     def __enter__(self) -> "ProfilerWindow":
         if threading.current_thread() is threading.main_thread():
@@ -35,9 +35,10 @@ class ProfilerWindow:
         self._asked = True
 
     def before(self, step: int) -> None:
-        """Opens the window if this step is its first."""
-        if self._last is None and (step == self._first or self._asked):
-            self._asked, self._last = False, step + self._steps - 1
+        """Opens the window at its first step, or at the first after it that this start of the run does."""
+        due = self._first is not None and step >= self._first and not self._done
+        if self._last is None and (due or self._asked):
+            self._asked, self._done, self._last = False, True, step + self._steps - 1
             jax.profiler.start_trace(str(self._folder))
 
     def after(self, step: int, result: Any) -> None:

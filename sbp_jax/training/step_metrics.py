@@ -13,6 +13,7 @@ from sbp_jax.data.mixing import Batch, Plan
 from sbp_jax.errors import SbpError
 from sbp_jax.model.parameters import Parameters
 from sbp_jax.parallel import hosts
+from sbp_jax.training.batches import host_rows
 from sbp_jax.training.flops import flops_per_token, peak_flops
 from sbp_jax.training.step import Setup, StepMetrics, evaluation_step
 
@@ -25,7 +26,7 @@ class _Unread(NamedTuple):
     data_seconds: float
 
 
-class Reader:
+class MetricsReader:
     """Holds the metrics of the last step until they are read, and keeps the ledger of rows and tokens seen."""
 
     def __init__(
@@ -113,23 +114,33 @@ class Reader:
     def _bits(self, loss: float, name: str) -> dict[str, float]:
         return {} if self._token_bytes is None else {name: loss / math.log(2) / self._token_bytes}
 
+    def _row_losses(self, batch: dict[str, jax.Array], parameters: Parameters) -> np.ndarray:
+        """Nats of each row of the batch, in the pieces that training takes, for more may not fit the device."""
+        pieces = self._setup.execution.accumulate
+        losses_B = np.empty(self._setup.optimization.batch_rows)
+        for first in range(pieces):
+            piece = {name: array[first::pieces] for name, array in batch.items()}
+            losses_B[first::pieces] = np.asarray(evaluation_step(self._setup)(parameters, piece)).sum(axis=1)
+        return losses_B
+
     def _not_finite(self, unread: _Unread, parameters: Parameters) -> SbpError:
         """Writes down which documents this host's rows of the batch hold, and the error that says where."""
-        nats_BT = np.asarray(evaluation_step(self._setup)(parameters, unread.on_device))
-        rows = np.flatnonzero(~np.isfinite(nats_BT.sum(axis=1))).tolist()
+        losses_B = self._row_losses(unread.on_device, parameters)
+        rows = np.flatnonzero(~np.isfinite(losses_B)).tolist()
+        own = host_rows(len(losses_B), self._setup.mesh) or range(len(losses_B))
         names = list(self._plan.rows)
         record = {
             "step": unread.step,
             "rows that give no finite loss": rows,
             "rows of this host": [
-                {"stream": names[int(stream)], "documents": np.unique(documents[documents >= 0]).tolist()}
-                for stream, documents in zip(unread.batch["stream"], unread.batch["documents"], strict=True)
+                {"row": row, "stream": names[int(stream)], "documents": np.unique(documents[documents >= 0]).tolist()}
+                for row, stream, documents in zip(own, unread.batch["stream"], unread.batch["documents"], strict=True)
             ],
         }
         suffix = f"-{jax.process_index()}" if hosts.several() else ""
         file = self._folder / f"not-finite-step-{unread.step}{suffix}.json"
         file.write_text(json.dumps(record, indent=1))
-        found = f"{len(rows)} of its {len(nats_BT)} rows give no finite loss" if rows else "the gradient overflows"
+        found = f"{len(rows)} of its {len(losses_B)} rows give no finite loss" if rows else "the gradient overflows"
         return SbpError(
             f"the loss or the gradient at step {unread.step} is not finite ({found}); the documents of the batch are"
             f" listed in {file}. Lower the learning rate (peak_lr) or the gradient clip, or look at those documents;"

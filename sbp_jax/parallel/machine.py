@@ -1,0 +1,27 @@
+"""What has to be settled with the machine before JAX starts."""
+
+import ctypes
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+_ACCELERATORS = ("accel*", "vfio/*", "nvidia[0-9]*", "dxg")  # device files of TPUs and GPUs
+_ARENAS, _MAPPED, _TRIM = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of glibc's malloc.h
+
+
+def prepare() -> None:
+    """Fits this process to a machine without an accelerator; has to come before threads and before JAX.
+
+    There JAX is kept from looking for a TPU, at length and loudly, because its compiler is installed to plan with. And
+    memory that a step frees is kept for the next one: glibc would give large blocks back to the system, which clears
+    every page of them anew, a tenth of a step's time.
+    """
+    if any(True for pattern in _ACCELERATORS for _ in Path("/dev").glob(pattern)):
+        return
+    if importlib.util.find_spec("libtpu"):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        for option, value in ((_ARENAS, 1), (_MAPPED, 0), (_TRIM, 2**31 - 1)):
+            set_option(option, value)
