@@ -107,6 +107,7 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(undisturbed, tmp_pat
     assert [line["step"] for line in read_metrics(folder / METRICS)] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_another_mesh_goes_on_with_the_same_rows(undisturbed, tmp_path):
     """Stopped on eight data-parallel devices, resumed with parameters cut in four and heads in two."""
     folder = epath.Path(tmp_path)
@@ -184,6 +185,7 @@ def test_a_line_has_losses_norms_counts_rates_and_waiting(undisturbed):
     assert set(TIMING) <= set(lines[0])
 
 
+@pytest.mark.slow
 def test_utilization_follows_from_the_formula(tmp_path, monkeypatch):
     monkeypatch.setattr("sbp_jax.training.step_metrics.peak_flops", lambda kind: 1e9)
     train(make_run(4), epath.Path(tmp_path), "test", build_mesh(MeshShape()))
@@ -212,6 +214,7 @@ def test_tensorboard_has_the_validation_losses(undisturbed):
     assert {"loss", "bits_per_byte", "gradient_norm", "learning_rate", "tokens_per_second_per_chip"} <= set(curves)
 
 
+@pytest.mark.slow
 def test_goodput_accounts_for_all_of_the_time_over_several_starts(tmp_path):
     folder = epath.Path(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
@@ -237,6 +240,7 @@ def test_goodput_adds_up(tmp_path):
     assert sum(summary["seconds"].values()) == pytest.approx(2.0 + summary["seconds"]["other"])
 
 
+@pytest.mark.slow
 def test_a_profiler_window_is_written_on_request(tmp_path):
     train(make_run(), epath.Path(tmp_path), "test", build_mesh(MeshShape()), Execution(profile_from=3, profile_steps=2))
     assert list((tmp_path / PROFILE).rglob("*.xplane.pb"))

@@ -38,7 +38,8 @@ class Corpus:
         self.text_tokenizer: TextTokenizer = train(texts, SETTINGS)
         with tokenizer.writing("tokenizer.json") as writing:
             self.text_tokenizer.save(writing.path)
-        self.documents, self.tokens, self.neighbors = documents.finish(), tokens.finish(), found.finish()
+        counts = {"bytes": 600, "tokens": 100, "documents": len(self.ids)}
+        self.documents, self.tokens, self.neighbors = documents.finish(), tokens.finish(counts), found.finish()
         self.tokenizer = tokenizer.finish()
 
     def output(self, name: str) -> Output:

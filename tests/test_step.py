@@ -17,6 +17,7 @@ ROWS, CONTEXT, VOCABULARY = 8, 32, 100
 MODEL = Model(width=16, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=32)
 OPTIMIZATION = Optimization(context=CONTEXT, batch_rows=ROWS, peak_lr=1e-2, warmup=0.01, z_loss=1e-3)
 FACTORS = [(d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
+FEW = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]  # the others take their time
 
 
 def make_batch(seed=0):
@@ -57,13 +58,14 @@ def one_device():
     return run((1, 1, 1), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("mesh", FACTORS)
+@pytest.mark.parametrize(
+    "mesh", [mesh if mesh in FEW else pytest.param(mesh, marks=pytest.mark.slow) for mesh in FACTORS]
+)
 def test_every_factorisation_of_eight_devices_gives_the_numbers_of_one(one_device, mesh):
     assert_equal(run(mesh), one_device, atol=5e-5)  # Adam's first steps are signs, which a rounding near zero turns
 
 
-@pytest.mark.parametrize("pieces", [2, 4])
-@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 2, 1)])
+@pytest.mark.parametrize(("pieces", "mesh"), [(2, (1, 2, 1)), pytest.param(4, (2, 1, 1), marks=pytest.mark.slow)])
 def test_gradients_of_pieces_add_up_to_those_of_the_batch(one_device, pieces, mesh):
     """Pieces have unequal numbers of targets, so that a mean of their means would be wrong."""
     assert_equal(run(mesh, jax.devices()[:2], accumulate=pieces), one_device, atol=5e-5)
@@ -86,6 +88,7 @@ def test_remat_keeps_less_for_the_backward_pass():
     assert sizes["full"] < sizes["dots"] < sizes["none"]
 
 
+@pytest.mark.slow
 def test_what_is_dropped_depends_neither_on_the_mesh_nor_on_the_pieces():
     dropping = replace(OPTIMIZATION, dropout=0.3)
     whole = run((1, 1, 1), jax.devices()[:1], optimization=dropping)
@@ -139,7 +142,7 @@ def test_a_spike_is_left_out_and_a_lasting_rise_is_not(monkeypatch):
     same, _ = run(optimization=optimization, batches=[usual] * 5)
     np.testing.assert_allclose(metrics[5].nats, same[4].nats, rtol=1e-6)
     assert state.step == 6
-    lasting, _ = run(optimization=optimization, batches=[usual] * 4 + [spike] * 60)
+    lasting, _ = run(optimization=optimization, batches=[usual] * 4 + [spike] * 300)
     assert lasting[4].skipped and not lasting[-1].skipped
     train_step.cache_clear()
 
