@@ -3,7 +3,7 @@
 Every backend takes segment ids: a position attends to itself and to what precedes it in its own segment.
 
 Legend: B rows, T positions, N query heads, K key-value heads, G query heads per key-value head, H head dimension,
-C query and S key positions of a block.
+C query and S key positions of a block, R = G C rows of queries that meet the same keys.
 """
 
 from collections.abc import Callable
@@ -108,13 +108,13 @@ def _blocks_forward(query: Array, key: Array, value: Array, segments_BT: Array) 
     """The result, and what the gradient needs: the inputs, the result, and the log of each softmax's denominator."""
     attended, normalizers = [], []
     for start, end in _blocks(query.shape[3]):
-        scores_BKGCS = _block_scores(query, key, segments_BT, start, end)
-        greatest_BKGC = jnp.max(scores_BKGCS, axis=-1, keepdims=True)
-        weights_BKGCS = jnp.exp(scores_BKGCS - greatest_BKGC)
-        sums_BKGC = jnp.sum(weights_BKGCS, axis=-1, keepdims=True)
-        sums_BKGCH = jnp.einsum("bkgcs,bksh->bkgch", weights_BKGCS.astype(value.dtype), value[:, :, :end])
-        attended.append((sums_BKGCH / sums_BKGC).astype(value.dtype))
-        normalizers.append(greatest_BKGC + jnp.log(sums_BKGC))
+        scores_BKRS = _block_scores(query, key, segments_BT, start, end)
+        greatest_BKR1 = jnp.max(scores_BKRS, axis=-1, keepdims=True)
+        weights_BKRS = jnp.exp(scores_BKRS - greatest_BKR1)
+        sums_BKR1 = jnp.sum(weights_BKRS, axis=-1, keepdims=True)
+        sums_BKRH = jnp.einsum("bkrs,bksh->bkrh", weights_BKRS.astype(value.dtype), value[:, :, :end])
+        attended.append(_by_position((sums_BKRH / sums_BKR1).astype(value.dtype), query.shape[2]))
+        normalizers.append(_by_position(greatest_BKR1 + jnp.log(sums_BKR1), query.shape[2]))
     result = jnp.concatenate(attended, axis=3)
     return result, (query, key, value, segments_BT, result, jnp.concatenate(normalizers, axis=3))
 
@@ -122,21 +122,19 @@ def _blocks_forward(query: Array, key: Array, value: Array, segments_BT: Array) 
 def _blocks_backward(kept: tuple[Array, ...], by_result: Array) -> tuple[Any, ...]:
     """The gradient, scores computed again (Dao et al. 2022, algorithm 4)."""
     query, key, value, segments_BT, result, normalizers = kept
-    dtype = query.dtype
+    dtype, groups = query.dtype, query.shape[2]
     inner = jnp.sum(by_result.astype(jnp.float32) * result, axis=-1, keepdims=True)
     by_query, by_key, by_value = [], jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     for start, end in _blocks(query.shape[3]):
-        block = slice(start, end)
-        scores_BKGCS = _block_scores(query, key, segments_BT, start, end)
-        weights_BKGCS = jnp.exp(scores_BKGCS - normalizers[:, :, :, block])
-        by_weights_BKGCS = product("bkgch,bksh->bkgcs", by_result[:, :, :, block], value[:, :, :end])
-        by_scores_BKGCS = (weights_BKGCS * (by_weights_BKGCS - inner[:, :, :, block])).astype(dtype)
-        weights_BKGCS = weights_BKGCS.astype(dtype)
-        by_value_BKSH = product("bkgcs,bkgch->bksh", weights_BKGCS, by_result[:, :, :, block])
-        by_key_BKSH = product("bkgcs,bkgch->bksh", by_scores_BKGCS, query[:, :, :, block])
+        rows = partial(_by_row, start=start, end=end)
+        weights_BKRS = jnp.exp(_block_scores(query, key, segments_BT, start, end) - rows(normalizers))
+        by_weights_BKRS = product("bkrh,bksh->bkrs", rows(by_result), value[:, :, :end])
+        by_scores_BKRS = (weights_BKRS * (by_weights_BKRS - rows(inner))).astype(dtype)
+        by_value_BKSH = product("bkrs,bkrh->bksh", weights_BKRS.astype(dtype), rows(by_result))
+        by_key_BKSH = product("bkrs,bkrh->bksh", by_scores_BKRS, rows(query))
         by_value, by_key = by_value.at[:, :, :end].add(by_value_BKSH), by_key.at[:, :, :end].add(by_key_BKSH)
-        by_query.append(jnp.einsum("bkgcs,bksh->bkgch", by_scores_BKGCS, key[:, :, :end]))
+        by_query.append(_by_position(jnp.einsum("bkrs,bksh->bkrh", by_scores_BKRS, key[:, :, :end]), groups))
     return jnp.concatenate(by_query, axis=3), by_key.astype(dtype), by_value.astype(dtype), None
 
 
@@ -145,12 +143,23 @@ _attend_by_block.defvjp(_blocks_forward, _blocks_backward)
 
 def _block_scores(query: Array, key: Array, segments_BT: Array, start: int, end: int) -> Array:
     """Masked scores of the queries of one block with the keys up to its end, in float32."""
-    scores_BKGCS = jnp.einsum(
-        "bkgch,bksh->bkgcs", query[:, :, :, start:end], key[:, :, :end], preferred_element_type=jnp.float32
-    )
+    rows_BKRH = _by_row(query, start, end)
+    scores_BKRS = jnp.einsum("bkrh,bksh->bkrs", rows_BKRH, key[:, :, :end], preferred_element_type=jnp.float32)
     causal_CS = jnp.arange(start, end)[:, None] >= jnp.arange(end)
     mask_BCS = causal_CS & (segments_BT[:, start:end, None] == segments_BT[:, None, :end])
-    return jnp.where(mask_BCS[:, None, None], scores_BKGCS, MASKED)
+    return jnp.where(jnp.tile(mask_BCS, (1, query.shape[2], 1))[:, None], scores_BKRS, MASKED)
+
+
+def _by_row(x_BKGTH: Array, start: int, end: int) -> Array:
+    """A block of positions of all heads of a group as rows of one matrix: [B, K, R, H]."""
+    batch, kv_heads, groups, _, size = x_BKGTH.shape
+    return x_BKGTH[:, :, :, start:end].reshape(batch, kv_heads, groups * (end - start), size)
+
+
+def _by_position(x_BKRH: Array, groups: int) -> Array:
+    """The inverse: [B, K, G, C, H]."""
+    batch, kv_heads, _, size = x_BKRH.shape
+    return x_BKRH.reshape(batch, kv_heads, groups, -1, size)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
