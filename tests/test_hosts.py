@@ -129,7 +129,8 @@ def test_a_run_goes_on_with_another_number_of_hosts_and_another_mesh(together, t
 def test_a_hung_peer_is_reported_with_the_stacks_of_all(tmp_path):
     hang = "if process == 1 and step == 6: time.sleep(1000)"
     ended = finish(start(tmp_path, hang, stall=30.0))
-    assert [status for status, _, _ in ended] == [STALLED, STALLED]
+    statuses = [status for status, _, _ in ended]
+    assert STALLED in statuses and 0 not in statuses  # the end of one may be what ends the other
     for process, (_, _, err) in enumerate(ended):
         assert "no progress for" in err and f"on process {process}" in err
         assert "process 0 on" in err and "process 1 on" in err and "has done" in err

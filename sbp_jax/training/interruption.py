@@ -103,7 +103,7 @@ class Watchdog:
             still = time.monotonic() - self._moved
             if still > self._limit:
                 self._report(still)
-                if hosts.is_first():  # with it all others end at once, who have to report as well
+                if hosts.several():  # the first to end takes the others with it, who have to report as well
                     time.sleep(3 * pause)
                 os._exit(STALLED)
             if hosts.several():

@@ -11,7 +11,7 @@ from tensorboardX import SummaryWriter
 from sbp_jax.errors import SbpError
 
 TENSORBOARD = "tensorboard"
-TIMING = ("time", "seconds", "data_seconds", "tokens_per_second_per_chip", "mfu")  # differ from run to run
+TIMING = {"time", "seconds", "data_seconds", "tokens_per_second_per_chip", "mfu"}  # differ from run to run
 EVENT_SECONDS = 1.0  # least time between TensorBoard's points; validation losses are all there
 
 
