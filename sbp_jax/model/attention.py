@@ -19,11 +19,11 @@ from jaxtyping import Array, Float, Int
 
 from sbp_jax.config import Model
 from sbp_jax.errors import SbpError
+from sbp_jax.model.cached_attention import MASKED
 from sbp_jax.parallel.sharding import axis_size, in_shards
 
 Attention = Callable[[Array, Array, Array, Array], Array]
 SAVED = "attention"  # name of the result that the remat policy `dots` keeps
-MASKED = -1e30  # finite, so that a row of padding gives numbers
 SPLASH_BLOCKS = (
     *("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv"),
     *("block_kv_dkv_compute", "block_q_dq", "block_kv_dq"),

@@ -15,11 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from sbp_jax.config import Model
 from sbp_jax.model import attention
-from sbp_jax.model.cached_attention import absorb, attention_start, by_group
+from sbp_jax.model.cached_attention import MASKED, absorb, attention_start, by_group
 from sbp_jax.parallel.sharding import constrain
 
 VOCABULARY_MULTIPLE = 128
-IMPOSSIBLE = -1e30  # logit of a row of padding; finite, so that differences of two are numbers
 
 
 def padded_vocabulary(size: int) -> int:
@@ -31,7 +30,7 @@ def mask_padding(logits_V: Float[Array, "*B V"], vocabulary: int) -> Float[Array
     """Logits with those of the rows that pad the table made impossible."""
     if logits_V.shape[-1] == vocabulary:
         return logits_V
-    return jnp.where(jnp.arange(logits_V.shape[-1]) < vocabulary, logits_V, IMPOSSIBLE)
+    return jnp.where(jnp.arange(logits_V.shape[-1]) < vocabulary, logits_V, MASKED)
 
 
 def _weight(rngs: nnx.Rngs, dimensions: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sbp_jax.model.decoder import IMPOSSIBLE
+from sbp_jax.model.cached_attention import MASKED
 from sbp_jax.parallel.sharding import cut_along, in_shards
 
 CHUNK_TOKENS = 512  # targets of a device whose logits exist at the same time
@@ -155,7 +155,7 @@ class _Shards:
     def logits(self, hidden_CD: Array, table_UD: Array) -> tuple[Array, Array]:
         """Logits for this device's part of the vocabulary, and the greatest of the whole."""
         logits_CU = jnp.einsum("cd,ud->cu", hidden_CD, table_UD, preferred_element_type=jnp.float32)
-        logits_CU = jnp.where(self._tokens(len(table_UD)) < self.vocabulary, logits_CU, IMPOSSIBLE)
+        logits_CU = jnp.where(self._tokens(len(table_UD)) < self.vocabulary, logits_CU, MASKED)
         greatest_C = jnp.max(logits_CU, axis=1)
         return logits_CU, jax.lax.pmax(greatest_C, self.by_tokens) if self.by_tokens else greatest_C
 
