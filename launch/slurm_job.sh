@@ -19,5 +19,8 @@ srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --open-mode=appe
 if [ "$status" -eq 143 ]; then
   echo "$(date +%FT%T) the time limit is near; the checkpoint is saved, and the job queues again"
   scontrol requeue "$SLURM_JOB_ID"
+elif [ "$status" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 5 ]; then # what stands still every time ends at last
+  echo "$(date +%FT%T) the run stood still, its stacks are above; the job queues again, from the last checkpoint"
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -4,7 +4,7 @@
 #     --type TYPE        accelerator type, such as v6e-8, v6e-64, v5litepod-64, v5p-128 or v4-32
 #     --create           ask for the TPU first, as a queued resource; without it, NAME has to exist
 #     --spot             ask for one that is cheaper and can be taken away
-#     --retries N        ask for a new TPU, and go on, up to N times when it is taken away (with --create; 5)
+#     --retries N        go on up to N times (5) when the TPU is taken away (with --create) or the run stands still
 #     --bucket BUCKET    keep runs/, with the compile cache, in this bucket; wanted with --spot and by several hosts
 #     --version VERSION  software of a new TPU; chosen by the type when left out
 #     --project PROJECT  gcloud's own when left out
@@ -12,7 +12,7 @@
 # Ships the committed state of the repository, installs requirements-tpu.txt and starts `sbp run` on every worker, where
 # it outlives this script. Each worker's output is in ~/logs there and in runs/logs/NAME/worker-I.log here. In the
 # arguments of sbp, gcs/BUCKET/... is what the bucket holds. Run again, it stops what still runs there, ships anew and
-# goes on where that stopped. A program that fails is not started again. docs/launching.md says more.
+# goes on where that stopped. A program that fails otherwise is not started again. docs/launching.md says more.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -69,6 +69,7 @@ tpu=(gcloud compute tpus tpu-vm)
 queue=(gcloud compute tpus queued-resources)
 poll=${SBP_POLL_SECONDS:-15}
 workers=1
+stalled=75 # the status of a run that stood still
 
 scratch=$(mktemp -d)
 finish() {
@@ -160,7 +161,7 @@ work() {
     followers+=($!)
   done
   for follower in "${followers[@]}"; do
-    wait "$follower" || { code=$?; [ "$status" -ne 0 ] || status=$code; }
+    wait "$follower" || { code=$?; if [ "$status" -eq 0 ] || [ "$code" -eq "$stalled" ]; then status=$code; fi; }
   done
   return "$status"
 }
@@ -186,6 +187,11 @@ run git bundle create --quiet "$scratch/sbp_jax.bundle" HEAD
 until attempt "$@"; do
   status=$?
   logs="runs/logs/$name/worker-*.log"
+  if [ "$status" -eq "$stalled" ] && [ "$retries" -gt 0 ]; then
+    retries=$((retries - 1))
+    say "the run stood still, the stacks are in $logs; starting it again ($retries retries left)"
+    continue
+  fi
   if ! taken_away; then
     say "it ended with status $status and $name is still there; the reason is above or in $logs"
     exit "$status"

@@ -292,6 +292,15 @@ def test_tpu_taken_away_without_create_is_left_to_its_owner(existing: Path, repo
     assert not calls(existing, "create") and not calls(existing, "delete")
 
 
+def test_tpu_run_that_stood_still_is_started_again(cloud: Path, repository: Path, monkeypatch) -> None:
+    """Guards against a pod that waits for a person because one host hung, and against trying for ever."""
+    monkeypatch.setenv("SBP_STATUS", "75")
+    done = launch(*TPU, "v6e-64", "--create", "--bucket", "b", "--retries", "1", CONFIG, folder=repository)
+    assert done.returncode == 75 and "(0 retries left)" in done.stderr
+    starts, asked = calls(cloud, "worker.sh start"), calls(cloud, "queued-resources create")
+    assert len(starts) == 2 and len(asked) == 1, "the TPU is kept"
+
+
 def test_tpu_program_that_fails_is_not_started_again(cloud: Path, repository: Path, monkeypatch) -> None:
     """Guards the exit status, which has to pass a detached shell and an ssh, and a bug retried for money."""
     monkeypatch.setenv("SBP_STATUS", "7")
@@ -381,9 +390,10 @@ def test_slurm_run_has_one_process_a_node_with_all_its_gpus(cloud: Path, reposit
         assert f"<sbp><run><{CONFIG}><{NOTE}> distributed=auto devices=0,1,2,3 cache={repository}/runs" in said
 
 
-def test_slurm_job_stopped_ahead_of_its_limit_queues_again(cloud: Path, repository: Path, monkeypatch) -> None:
-    """Guards against a long run that ends with its first time limit."""
-    monkeypatch.setenv("SBP_STATUS", "143")
+@pytest.mark.parametrize("status", ["143", "75"])
+def test_slurm_job_that_can_go_on_queues_again(cloud: Path, repository: Path, monkeypatch, status: str) -> None:
+    """Guards against a long run that ends with its first time limit, or with one peer that hung."""
+    monkeypatch.setenv("SBP_STATUS", status)
     assert launch("launch/slurm.sh", CONFIG, folder=repository).returncode == 0
     logs = repository / "runs/logs/quickstart"
     said = (logs / "7-node-0.log").read_text()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,36 @@ def write(self, line):
         os.kill(os.getpid(), signal.SIGKILL)
 loop.MetricsLog.write = write
 """
+
+
+# Dies as soon as something in the folder has such a name.
+WATCH = """
+import glob, os, signal, threading
+def watch():
+    while not glob.glob({pattern!r}):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_killed_after_every_step_and_inside_a_save(undisturbed, tmp_path):
+    """One run whose every step is the last of a process, with a checkpoint each, one of which is cut off."""
+    folder, checkpoints = epath.Path(tmp_path), tmp_path / loop.CHECKPOINTS
+    for number in range(1, 10):
+        kill = KILL.replace("== 7", f"== {number}").format(saved=str(checkpoints / str(number - 1)))
+        if number in (1, 5):  # while the first checkpoint, or the fifth, is being written
+            kill = WATCH.format(pattern=str(checkpoints / f"{number}.*tmp*"))
+        died = in_another_process(folder, kill, execution="checkpoint_every=1")
+        assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+        if number in (1, 5):
+            assert number not in steps_kept(folder) and list(checkpoints.glob(f"{number}.*tmp*"))
+    finished = train(make_run(), folder, "test", build_mesh(MeshShape()))
+    assert losses(folder) == losses(undisturbed)
+    assert [line["step"] for line in read_metrics(folder / METRICS)] == list(range(1, 11))
+    assert {name: entry["rows"] for name, entry in finished.ledger.items()} == {"real": 64, "synthetic": 16}
+    assert not list(checkpoints.glob("*tmp*"))
 
 
 def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
@@ -235,9 +266,20 @@ def test_goodput_accounts_for_all_of_the_time_over_several_starts(tmp_path):
 
 def test_goodput_adds_up(tmp_path):
     clocks = Goodput(epath.Path(tmp_path) / FILE, started=0.0)
-    clocks.lose(2.0)
+    clocks.lose({6: 2.0})
     summary = clocks.summary()
     assert sum(summary["seconds"].values()) == pytest.approx(2.0 + summary["seconds"]["other"])
+
+
+def test_a_step_that_was_counted_and_then_lost_is_counted_once(tmp_path):
+    """The sums were left after step 5; the checkpoint of step 5 was not completed, and steps 5 and 6 are done again."""
+    path = epath.Path(tmp_path) / FILE
+    path.write_text(json.dumps({"step": 5, "starts": 1, "seconds": {"startup": 1.0, "step": 10.0}}))
+    clocks = Goodput(path, started=time.monotonic())
+    clocks.lose({5: 2.0, 6: 3.0})
+    seconds = clocks.summary()["seconds"]
+    assert (seconds["step"], seconds["lost"], seconds["startup"]) == (8.0, 5.0, 1.0)
+    assert seconds["other"] < 0.5
 
 
 @pytest.mark.slow
@@ -284,3 +326,11 @@ def test_parameters_are_restored_without_the_optimizers_state(undisturbed):
     restored = checkpoints.restore_parameters(10, target)
     assert np.isfinite(restored["embedding"]).all()
     checkpoints.close()
+
+
+def test_rows_that_do_not_divide_over_the_devices_are_said(tmp_path, capsys):
+    """Guards against paying for eight devices and getting the speed of one."""
+    train(make_run(2), epath.Path(tmp_path / "even"), "test", build_mesh(MeshShape()))
+    assert "note" not in capsys.readouterr().err
+    train(make_run(2), epath.Path(tmp_path / "odd"), "test", build_mesh(MeshShape()), Execution(accumulate=2))
+    assert "batch_rows 8 in 2 pieces do not divide over data and fsdp" in capsys.readouterr().err

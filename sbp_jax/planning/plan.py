@@ -3,6 +3,8 @@
 import math
 from dataclasses import replace
 
+from etils import epath
+
 from sbp_jax.config import Experiment, MeshShape
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel.mesh import AXES, build_mesh
@@ -10,6 +12,7 @@ from sbp_jax.planning import report
 from sbp_jax.planning.compile import Compiled, compile_step
 from sbp_jax.planning.search import Layout, Problem, least_parts, search
 from sbp_jax.planning.topology import Topology, get_topology
+from sbp_jax.text import tokenizer
 from sbp_jax.training.step import Setup
 
 SOME_STEPS = 1000  # of a schedule whose length is not known; the program is the same
@@ -42,9 +45,12 @@ def plan(
     optimization = experiment.training if stage == "train" else experiment.tuning
     asked, usual = experiment.execution, type(experiment.execution)()
     shape = parse_mesh(mesh) if mesh else asked.mesh if asked.mesh != usual.mesh else None
+    vocabulary = experiment.tokenizer.vocab_size
+    if experiment.tokenizer.path is not None:
+        vocabulary = tokenizer.load(epath.Path(experiment.tokenizer.path).expanduser(), experiment.tokenizer).vocab_size
     problem = Problem(
         experiment.model,
-        experiment.tokenizer.vocab_size,
+        vocabulary,
         optimization,
         target,
         _built(shape, target) if shape else None,
@@ -55,7 +61,7 @@ def plan(
     steps = _steps(experiment, stage)
     setup = Setup(
         experiment.model,
-        experiment.tokenizer.vocab_size,
+        vocabulary,
         optimization,
         steps or SOME_STEPS,
         2 if stage == "train" else 1,  # streams: real and synthetic, or pairs

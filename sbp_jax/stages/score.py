@@ -1,6 +1,7 @@
 """Held-out loss of one arm, document by document."""
 
 import math
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from sbp_jax.model import huggingface
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.training import export
 from sbp_jax.training.evaluation import target_losses
+from sbp_jax.training.interruption import Watchdog
 from sbp_jax.training.step import Setup
 
 VERSION = 2
@@ -32,9 +34,11 @@ def run(
     parameters = huggingface.load(folder, model, vocabulary, mesh)
     setup = Setup(model, vocabulary, training, 0, 1, mesh, execution)
     ordinals, nats = [], []
-    for batch, batch_nats in target_losses(setup, parameters, RowSource(test)):
-        ordinals.append(batch.documents[batch.mask])
-        nats.append(batch_nats[batch.mask])
+    with closing(Watchdog(output.path, execution.stall_seconds)) as watchdog:
+        for batch, batch_nats in target_losses(setup, parameters, RowSource(test)):
+            ordinals.append(batch.documents[batch.mask])
+            nats.append(batch_nats[batch.mask])
+            watchdog.alive()
     documents, index = np.unique(np.concatenate(ordinals), return_inverse=True)
     document_nats = np.bincount(index, np.concatenate(nats).astype(np.float64))
     targets = np.bincount(index)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from sbp_jax.data.mixing import Batch
 from sbp_jax.parallel import hosts
-from sbp_jax.training.step import rows_sharding
+from sbp_jax.training.step import Setup, rows_sharding
 
 FIELDS = ("tokens", "segments", "positions", "mask", "stream")  # what the step reads
 
@@ -21,6 +21,12 @@ def host_rows(batch_rows: int, mesh: Mesh) -> list[int] | None:
         return None
     indices: Any = rows_sharding((batch_rows,), mesh).addressable_devices_indices_map((batch_rows,))
     return sorted({row for (rows,) in indices.values() for row in range(*rows.indices(batch_rows))})
+
+
+def divides(setup: Setup) -> bool:
+    """Whether devices share the rows of a batch; where their number does not divide, each computes all of them."""
+    rows = setup.optimization.batch_rows // setup.execution.accumulate
+    return rows % (setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]) == 0
 
 
 def read_ahead(batches: grain.MapDataset) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """What a finished run leaves in its artifact: models, metrics and the ledger of tokens."""
 
 import json
+from contextlib import closing
 from typing import Any
 
 from sbp_jax.artifacts import Artifact, Output
@@ -8,6 +9,7 @@ from sbp_jax.config import Tokenizer
 from sbp_jax.model import huggingface
 from sbp_jax.parallel import hosts
 from sbp_jax.text import tokenizer as text_tokenizer
+from sbp_jax.training.interruption import Watchdog
 from sbp_jax.training.loop import METRICS, Finished, Run, best_parameters
 
 FINAL, BEST, LEDGER = "final", "best", "ledger.json"
@@ -27,12 +29,15 @@ def save(output: Output, run: Run, finished: Finished, tokenizer: Artifact, sett
             if entry[unit] != entry[f"planned_{unit}"]:
                 planned = entry[f"planned_{unit}"]
                 raise RuntimeError(f"{output.label}: saw {entry[unit]} {unit} of stream {name}, planned {planned}")
-    _save_model(output, FINAL, run, finished.parameters, tokenizer, settings)
-    if finished.best_step == run.steps:
-        _save_model(output, BEST, run, finished.parameters, tokenizer, settings)
-    else:
-        finished.parameters.clear()
-        _save_model(output, BEST, run, best_parameters(finished, output.path), tokenizer, settings)
+    with closing(Watchdog(output.path, finished.setup.execution.stall_seconds)) as watchdog:
+        watchdog.progress(run.steps)
+        _save_model(output, FINAL, run, finished.parameters, tokenizer, settings)
+        watchdog.alive()
+        best = finished.parameters
+        if finished.best_step != run.steps:
+            finished.parameters.clear()
+            best = best_parameters(finished, output.path)
+        _save_model(output, BEST, run, best, tokenizer, settings)
     with output.writing(LEDGER) as writing:
         writing.path.write_text(json.dumps(ledger, indent=1))
     with output.writing(METRICS) as writing:  # written while training; from here on it counts

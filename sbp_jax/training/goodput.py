@@ -7,7 +7,7 @@ batch), `step`, `evaluation`, `checkpoint` (what the loop waits for, not the wri
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ class Goodput:
         before = before if isinstance(before, dict) else {}
         self.seconds = {name: float(before.get("seconds", {}).get(name, 0.0)) for name in BUCKETS}
         self.starts = int(before.get("starts", 0)) + 1
+        self._counted = int(before.get("step", 0))  # up to here, `seconds` has what the steps took
         self._earlier = sum(self.seconds.values())
 
     @contextmanager
@@ -47,10 +48,17 @@ class Goodput:
         yield
         self.seconds[bucket] += time.monotonic() - start
 
-    def lose(self, seconds: float) -> None:
-        """Counts steps of an earlier start that are done again; that start was killed before it could count them."""
-        self.seconds["lost"] += seconds
-        self._earlier += seconds
+    def lose(self, steps: Mapping[int, float]) -> None:
+        """Takes steps of an earlier start, which are done again, for lost.
+
+        Args:
+          steps: the seconds that each took. That start may have counted them, before a checkpoint that a kill kept
+            from being completed, or have been killed before it could.
+        """
+        self.seconds["lost"] += sum(steps.values())
+        counted = sum(seconds for step, seconds in steps.items() if step <= self._counted)
+        self.seconds["step"] = max(0.0, self.seconds["step"] - counted)
+        self._earlier += sum(steps.values()) - counted
 
     def summary(self) -> dict[str, Any]:
         """Seconds by bucket, and the share of them that were steps."""
@@ -60,5 +68,6 @@ class Goodput:
         rounded = {name: round(value, 3) for name, value in seconds.items()}
         return {"starts": self.starts, "seconds": rounded, "goodput": round(seconds["step"] / max(total, 1e-9), 4)}
 
-    def write(self) -> None:
-        self._path.write_text(json.dumps(self.summary(), indent=1))
+    def write(self, step: int) -> None:
+        """Leaves the sums for a later start, after so many steps."""
+        self._path.write_text(json.dumps({"step": step, **self.summary()}, indent=1))

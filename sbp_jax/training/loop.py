@@ -1,5 +1,6 @@
 """The training loop, shared by the base model, the synthesizer and every arm."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -17,7 +18,7 @@ from sbp_jax.model.parameters import Parameters
 from sbp_jax.parallel import hosts
 from sbp_jax.progress import progress
 from sbp_jax.training import goodput
-from sbp_jax.training.batches import host_rows, read_ahead, to_device
+from sbp_jax.training.batches import divides, host_rows, read_ahead, to_device
 from sbp_jax.training.checkpoints import Checkpoints
 from sbp_jax.training.evaluation import mean_loss
 from sbp_jax.training.interruption import Termination, Watchdog
@@ -85,6 +86,13 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh, execution: Execu
     """
     started, execution = time.monotonic(), execution or Execution()
     setup = Setup(run.model, run.vocabulary, run.optimization, run.steps, len(run.plan.rows), mesh, execution)
+    if hosts.is_first() and not divides(setup):
+        rows, pieces = run.optimization.batch_rows, execution.accumulate
+        print(
+            f"note: {label}: batch_rows {rows} in {pieces} pieces do not divide over data and fsdp of the mesh"
+            f" {dict(mesh.shape)}, so that every device computes all rows",
+            file=sys.stderr,
+        )
     with ExitStack() as stack:
         watchdog = stack.enter_context(closing(Watchdog(folder, execution.stall_seconds)))
         clocks = goodput.Goodput(folder / goodput.FILE, started)
@@ -95,7 +103,7 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh, execution: Execu
             state, ledger = _start(run, setup, checkpoints)
             done = int(state.step)
             log = stack.enter_context(closing(_log(folder, done, execution)))
-            clocks.lose(log.seconds_lost)
+            clocks.lose(log.lost)
             step, batches = train_step(setup), _batches(run, setup, done)
             reader = MetricsReader(run.plan, setup, folder, ledger, run.token_bytes)
             watchdog.progress(done)
@@ -138,7 +146,7 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh, execution: Execu
                     log.sync()
                     checkpoints.save(done, state, {"ledger": ledger, "plan": dict(run.plan.rows)}, validation)
                 if hosts.is_first():
-                    clocks.write()
+                    clocks.write(done)
                 reader.restart_clock()
                 watchdog.alive()
             if stopping:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -19,7 +20,7 @@ class MetricsLog:
     """Appends to a metrics file; the lines of steps that a resumed run does again are cut off first.
 
     Attributes:
-      seconds_lost: that the steps cut off had taken.
+      lost: seconds that each of the steps cut off had taken.
 
     Raises:
       SbpError: the lines of the steps done are not all there.
@@ -37,7 +38,8 @@ class MetricsLog:
                 f"{path} lacks the metrics of steps {lines + 1} to {steps_done}, which cannot be made again;"
                 f" delete {path.parent} and run `sbp run` again to train anew"
             )
-        self.seconds_lost = sum(_parse(line).get("seconds", 0.0) for line in content[lines:])
+        cut = [line for line in map(_parse, content[lines:]) if "step" in line]
+        self.lost: dict[int, float] = {line["step"]: line.get("seconds", 0.0) for line in cut}
         if path.exists():
             os.truncate(path, kept)  # in one call: a kill in between loses nothing
         self._stream = open(path, "a")
@@ -69,7 +71,7 @@ class MetricsLog:
 class NoLog:
     """Stands for the log on the hosts that write none."""
 
-    seconds_lost = 0.0
+    lost: Mapping[int, float] = {}
 
     def write(self, line: dict[str, Any]) -> None:
         pass
