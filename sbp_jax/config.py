@@ -18,6 +18,7 @@ class Corpus:
     )  # files, folders or globs: .jsonl or .json lines (.gz, .zst), .parquet, folders of .txt
     text_field: str = "text"  # field that holds the document
     id_field: str | None = "id"  # field that holds a unique id; None: a hash of the text
+    source_field: str | None = "source"  # field that says where the document is from; without it: its file's name
     sample: float = 1.0  # fraction of the documents to read, chosen by a hash of the text
     max_skipped: float = field(
         default=0.01, metadata=NOT_IN_RECIPE
@@ -124,18 +125,26 @@ class Tuning(Optimization):
 
 @dataclass(frozen=True)
 class Embedding:
-    """The encoder whose inner products say which documents are related."""
+    """The vectors whose inner products say which documents are related."""
 
-    # The packaged model, or a folder with model.safetensors and tokenizer.json.
+    # all-minilm-l6-v2, which is packaged; a folder of a BERT or of a Qwen3-Embedding; or self: the base model.
     model: str = field(default="all-minilm-l6-v2", metadata=NOT_IN_RECIPE)
+    vectors: str | None = field(
+        default=None, metadata=NOT_IN_RECIPE
+    )  # the user's own instead of a model's: Parquet with id and embedding, or .npy with a row for each document
     max_tokens: int = 256  # a longer document is embedded by its beginning
+    dimensions: int | None = None  # first dimensions of a vector that are kept (Matryoshka); None: all
+    instruction: str = ""  # put before each document, for models that were trained with one
+    dtype: str = "float32"  # of activations and matrix products: float32 or bfloat16
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """ScaNN: tree, asymmetric hashing, reordering, with SOAR. None: derived from the number of documents."""
+    """The search for related documents. None: derived from the number of documents."""
 
+    backend: str = "auto"  # scann, exact, bucketed, or auto: by the number of documents and what can be imported
     top_k: int = 20  # neighbours kept for each document
+    audited: int = 500  # queries whose neighbours are compared with those of the exact search
     leaves: int | None = None  # partitions of the tree; derived: about the square root of the number of documents
     leaves_to_search: int | None = None  # derived: a tenth of the leaves, at least 30
     reorder: int | None = None  # candidates scored exactly; derived: four times top_k
@@ -146,7 +155,16 @@ class Pairs:
     """Which neighbours become ordered pairs (d1, d2)."""
 
     threshold: float = 0.75  # least inner product of the unit embeddings
+    maximum: float = 1.0  # greatest inner product
     near_duplicate: float = 0.5  # 13-word-shingle containment at which a pair is dropped as a copy
+    common: int = 10  # documents with a shingle past which it is boilerplate, and counts as shared by nobody
+    max_targets: int | None = None  # pairs in which a document may be d2, the most similar ones; None: any number
+    mutual: bool = False  # keep a pair only if each is among the neighbours of the other
+    same_source: int | None = None  # pairs of a document with others of its own source, the most similar; None: any
+    length_ratio: float = 0.0  # least tokens of the shorter document, as a fraction of the longer one's
+    same_language: bool = False  # drop pairs of documents in two languages
+    # JSON Lines files of evaluation sets; a document that holds one of their items is in no pair.
+    decontaminate: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)
     minimum: int = field(default=1000, metadata=NOT_IN_RECIPE)  # fewer accepted pairs than this is an error
 
 
@@ -179,6 +197,7 @@ class Arm:
     name: str
     real: str = "capped"  # capped or oracle
     synthetic_share: float = 0.0  # of the training tokens
+    pairs: str = "related"  # what its synthesizer was tuned on: related documents, or random ones as a control
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def check(experiment: Experiment) -> None:
         "splits.oracle": splits.oracle,
         "splits.near_duplicate": splits.near_duplicate,
         "pairs.near_duplicate": experiment.pairs.near_duplicate,
+        "pairs.length_ratio": experiment.pairs.length_ratio,
         "tuning.validation": experiment.tuning.validation,
         "synthesis.top_p": experiment.synthesis.top_p,
         "training.warmup": experiment.training.warmup,
@@ -104,6 +105,8 @@ def check(experiment: Experiment) -> None:
         "model.norm_epsilon": model.norm_epsilon,
         "model.rope_base": model.rope_base,
         "neighbors.top_k": experiment.neighbors.top_k,
+        "neighbors.audited": experiment.neighbors.audited,
+        "pairs.common": experiment.pairs.common,
         "synthesis.max_new_tokens": experiment.synthesis.max_new_tokens,
         "synthesis.documents_per_shard": experiment.synthesis.documents_per_shard,
         "tuning.epochs": experiment.tuning.epochs,
@@ -143,6 +146,9 @@ def check(experiment: Experiment) -> None:
         positive[f"model.{name}"] = getattr(model, name)
     optional = {
         "training.tokens": experiment.training.tokens,
+        "embedding.dimensions": experiment.embedding.dimensions,
+        "pairs.max_targets": experiment.pairs.max_targets,
+        "pairs.same_source": experiment.pairs.same_source,
         "neighbors.leaves": experiment.neighbors.leaves,
         "neighbors.leaves_to_search": experiment.neighbors.leaves_to_search,
         "neighbors.reorder": experiment.neighbors.reorder,
@@ -170,6 +176,8 @@ def check(experiment: Experiment) -> None:
     _demand(model.head_dim % 2 == 0, f"model.head_dim is {model.head_dim}; RoPE turns pairs, so it must be even")
     choices = {
         "model.dtype": (model.dtype, ("float32", "bfloat16")),
+        "embedding.dtype": (experiment.embedding.dtype, ("float32", "bfloat16")),
+        "neighbors.backend": (experiment.neighbors.backend, ("auto", "scann", "exact", "bucketed")),
         "training.schedule": (experiment.training.schedule, ("cosine", "wsd")),
         "tuning.schedule": (experiment.tuning.schedule, ("cosine", "wsd")),
         "execution.remat": (execution.remat, ("none", "full", "dots")),
@@ -177,6 +185,11 @@ def check(experiment: Experiment) -> None:
     }
     for name, (chosen, possible) in choices.items():
         _demand(chosen in possible, f"{name} is {chosen}; it may be {', '.join(possible[:-1])} or {possible[-1]}")
+    pairs = experiment.pairs
+    _demand(
+        pairs.threshold <= pairs.maximum,
+        f"pairs.threshold ({pairs.threshold:g}) is above pairs.maximum ({pairs.maximum:g}): no pair lies between them",
+    )
     _demand(experiment.synthesis.temperature >= 0, "synthesis.temperature is negative; 0 is greedy, 1 the model's own")
     _demand(experiment.synthesis.top_p > 0, "synthesis.top_p is 0; 1 keeps every token")
     _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")
@@ -191,6 +204,9 @@ def check(experiment: Experiment) -> None:
         )
     for arm in experiment.arms:
         _demand(arm.real in ("capped", "oracle"), f"arms.{arm.name}.real is {arm.real}; it may be capped or oracle")
+        _demand(
+            arm.pairs in ("related", "random"), f"arms.{arm.name}.pairs is {arm.pairs}; it may be related or random"
+        )
         if arm.name in (BASE_ARM, ORACLE_ARM):
             real = "capped" if arm.name == BASE_ARM else "oracle"
             plain = arm.real == real and arm.synthetic_share == 0

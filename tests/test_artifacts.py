@@ -128,3 +128,27 @@ def test_a_fingerprint_follows_the_content_and_not_the_place(tmp_path):
     assert fingerprint([files[0]], memory) != first, "as many bytes, within the same second"
     with pytest.raises(SbpError, match="c.jsonl is missing"):
         fingerprint([epath.Path(tmp_path / "c.jsonl")], memory)
+
+
+def test_files_that_processes_make_apart_are_all_in_the_manifest(tmp_path):
+    """Two processes, the second of which starts again after a kill; neither makes a file twice."""
+    path, recipe = epath.Path(tmp_path / "apart"), Recipe("embed", 1, {}, {})
+    names = [f"part-{index:05d}.txt" for index in range(5)]
+
+    def work(process: int, most: int = 5) -> tuple[Output, list[str]]:
+        output = Output(path, recipe, "apart", writes=process == 0)
+        missing = output.apart(names, process, 2)
+        for name in missing[:most]:
+            with output.writing(name) as writing:
+                writing.path.write_text(f"{name} of {process}")
+                writing.rows = 1
+        return output, missing
+
+    first, made = work(0)
+    assert made == names[::2]
+    assert work(1, most=1)[1] == names[1::2]
+    second, rest = work(1)
+    assert rest == names[3:4], "what it had finished before it was killed is kept"
+    artifact = first.finish()
+    assert second.finish().rows == artifact.rows == 5
+    assert [artifact.file(name).read_text() for name in names] == [f"{n} of {i % 2}" for i, n in enumerate(names)]

@@ -8,7 +8,7 @@ relies on an atomic rename, which buckets do not have.
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,8 +117,9 @@ def wait_for(path: epath.Path, key: str) -> Artifact:
 class Output:
     """An artifact being written; a killed run's finished files are found again.
 
-    Where several processes make one artifact, one of them writes. The others hold an `Output` that takes no files and
-    whose `finish` waits for the manifest.
+    Where several processes make one artifact together, one of them writes. The others hold an `Output` that takes no
+    files and whose `finish` waits for the manifest. Files that each process makes apart, for itself, are named to
+    `apart`; all of them are written.
 
     Attributes:
       path: the folder.
@@ -136,12 +137,14 @@ class Output:
     ):
         self.path, self.recipe, self.label, self.execution = path, recipe, label, execution or {}
         self._writes = writes
+        self._own: set[str] = set()
+        self._elsewhere: set[str] = set()
         self._started = time.monotonic()
         self._files: dict[str, File] = {}
-        if not writes:
-            return
         path.mkdir(parents=True, exist_ok=True)
         (path / MARKERS).mkdir(exist_ok=True)
+        if not writes:
+            return
         if (path / MANIFEST).exists():  # a file vanished after the artifact was complete
             (path / MANIFEST).unlink()
         for entry in finished_files(path):
@@ -150,10 +153,22 @@ class Output:
     def has(self, name: str) -> bool:
         return name in self._files
 
+    def apart(self, names: Sequence[str], process: int, processes: int) -> list[str]:
+        """Divides files among the processes, each of which then writes its own; `finish` waits for all of them.
+
+        Returns:
+          Those of this process that are not finished yet.
+        """
+        self._own = set(names[process::processes])
+        self._elsewhere = set(names) - self._own
+        if not self._writes:
+            self._files = {entry.name: entry for entry in finished_files(self.path) if entry.name in self._own}
+        return [name for name in names[process::processes] if name not in self._files]
+
     @contextmanager
     def writing(self, name: str) -> Iterator["Writing"]:
         """Gives the path to write `name` to; the file counts once the block ends without an error."""
-        if not self._writes:
+        if not self._writes and name not in self._own:
             with tempfile.TemporaryDirectory() as scratch:
                 writing = Writing(epath.Path(scratch) / "unused")
                 yield writing
@@ -182,6 +197,9 @@ class Output:
         """
         if not self._writes:
             return wait_for(self.path, self.recipe.key)
+        while missing := self._elsewhere - set(self._files):
+            self._files |= {entry.name: entry for entry in finished_files(self.path) if entry.name in missing}
+            time.sleep(0.2)
         files = sorted(self._files.values(), key=lambda entry: entry.name)
         summed: dict[str, Any] = {}
         for entry in files:
