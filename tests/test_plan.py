@@ -122,9 +122,9 @@ def test_bytes_and_groups_as_hlo_writes_them():
 FSDP, DATA = MeshShape(1, 4, 1), MeshShape(4, 1, 1)
 
 
-def compiled_toy(model: Model = TOY, mesh: MeshShape = FSDP) -> Compiled:
+def compiled_toy(model: Model = TOY, mesh: MeshShape = FSDP, accumulate: int = 1) -> Compiled:
     devices = build_mesh(mesh, get_topology("v5e:2x2").devices)
-    return compile_step(Setup(model, 512, ROWS, 10, 1, devices, Execution()))
+    return compile_step(Setup(model, 512, ROWS, 10, 1, devices, Execution(accumulate=accumulate)))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,12 @@ def test_traffic_of_a_toy_grows_with_its_layers(toy: Compiled):
     assert 2 * one_pass <= sent < 2.2 * one_pass
     assert "reduce-scatter" in toy.traffic
     assert twice.traffic["reduce-scatter"].count > toy.traffic["reduce-scatter"].count
+
+
+@needs_libtpu
+def test_pieces_added_up_compile_with_a_head_cut_over_all_devices():
+    """Guards against libtpu's failure on the gradient of an unembedding that is summed in a loop (loss.py)."""
+    assert compiled_toy(accumulate=2).memory.peak
 
 
 @needs_libtpu
