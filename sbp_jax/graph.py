@@ -32,6 +32,9 @@ from sbp_jax.stages import (
 from sbp_jax.text import documents
 
 
+SUFFIX = {"related": "", "random": "-random"}  # of the instances behind an arm, by `Arm.pairs`
+
+
 def _files(path: str) -> list[epath.Path]:
     return [epath.Path(path).expanduser()]
 
@@ -113,7 +116,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
                     "tokenizer": tokenizer,
                 }
                 if synthetic:
-                    inputs["synthetic"] = "rows-synthetic"
+                    inputs["synthetic"] = f"rows-synthetic{SUFFIX[arm.pairs]}"
                 config = {"settings": settings, "model": experiment.model, "training": experiment.training}
                 add(
                     f"train-{arm.name}-{seed}",
@@ -140,27 +143,32 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         {"neighbors": near, "documents": real, "tokens": tokens},
         {"pairs": experiment.pairs, "context": experiment.tuning.context},
     )
-    for part in ("train", "validation"):
-        config = {
-            "settings": settings,
-            "part": part,
-            "validation": experiment.tuning.validation,
-            "context": experiment.tuning.context,
+
+    def add_synthesizer(chosen: str, suffix: str) -> str:
+        """Step 2: the synthesizer, tuned on some pairs."""
+        for part in ("train", "validation"):
+            config = {
+                "settings": settings,
+                "part": part,
+                "validation": experiment.tuning.validation,
+                "context": experiment.tuning.context,
+            }
+            inputs = {"pairs": chosen, "tokens": tokens, "tokenizer": tokenizer}
+            add(f"rows-pairs-{part}{suffix}", pack_pairs, inputs, config)
+        inputs = {
+            "pairs": f"rows-pairs-train{suffix}",
+            "validation": f"rows-pairs-validation{suffix}",
+            "tokenizer": tokenizer,
         }
-        add(f"rows-pairs-{part}", pack_pairs, {"pairs": related, "tokens": tokens, "tokenizer": tokenizer}, config)
+        if experiment.tuning.base is None:
+            inputs["base"], own_base = base, None
+        else:
+            own_base = partial(tune.base_files, experiment.tuning, experiment.model, settings)
+        config = {"settings": settings, "model": experiment.model, "tuning": experiment.tuning}
+        return add(f"synthesizer{suffix}", tune, inputs, config, own_base)
 
-    # Step 2: the synthesizer.
-    inputs = {"pairs": "rows-pairs-train", "validation": "rows-pairs-validation", "tokenizer": tokenizer}
-    if experiment.tuning.base is None:
-        inputs["base"], own_base = base, None
-    else:
-        own_base = partial(tune.base_files, experiment.tuning, experiment.model, settings)
-    config = {"settings": settings, "model": experiment.model, "tuning": experiment.tuning}
-    synthesizer = add("synthesizer", tune, inputs, config, own_base)
-
-    # Step 3: synthetic documents, and the arms that read them.
-    share = max(arm.synthetic_share for arm in experiment.arms)
-    if share > 0:
+    def add_synthetic(synthesizer: str, share: float, suffix: str) -> tuple[str, str]:
+        """Step 3: synthetic documents, all of them and those kept, and the rows of these."""
         inputs = {"model": synthesizer, "capped": "rows-capped", "oracle": "rows-oracle", "tokens": tokens}
         inputs |= {"splits": splits, "documents": real, "tokenizer": tokenizer}
         config = {
@@ -171,19 +179,27 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             "share": share,
             "training_tokens": experiment.training.tokens,
         }
-        synthesized = add("synthesized", synthesize, inputs, config)
+        synthesized = add(f"synthesized{suffix}", synthesize, inputs, config)
         inputs = {"synthesized": synthesized, "documents": real, "splits": splits}
-        synthetic = add("synthetic", filter, inputs, {"filters": experiment.filters})
-        tokens = add(
-            "tokens-synthetic", tokenize, {"documents": synthetic, "tokenizer": tokenizer}, {"settings": settings}
-        )
-        inputs = {"tokens": tokens, "documents": synthetic, "tokenizer": tokenizer}
-        add("rows-synthetic", pack, inputs, {"stream": "synthetic", "context": context, "settings": settings})
-        add_arms(synthetic=True)
+        kept = add(f"synthetic{suffix}", filter, inputs, {"filters": experiment.filters})
+        inputs = {"documents": kept, "tokenizer": tokenizer}
+        tokenized = add(f"tokens-synthetic{suffix}", tokenize, inputs, {"settings": settings})
+        inputs = {"tokens": tokenized, "documents": kept, "tokenizer": tokenizer}
+        config = {"stream": "synthetic", "context": context, "settings": settings}
+        add(f"rows-synthetic{suffix}", pack, inputs, config)
+        return synthesized, kept
+
+    synthesizer = add_synthesizer(related, "")
+    shares = {
+        kind: max((arm.synthetic_share for arm in experiment.arms if arm.pairs == kind), default=0.0) for kind in SUFFIX
+    }
+    if shares["related"] > 0:
+        synthesized, synthetic = add_synthetic(synthesizer, shares["related"], SUFFIX["related"])
+    add_arms(synthetic=True)
 
     # Scores and the report.
     inputs = {"documents": real, "splits": splits, "neighbors": near, "pairs": related, "synthesizer": synthesizer}
-    if share > 0:
+    if shares["related"] > 0:
         inputs |= {"synthesized": synthesized, "synthetic": synthetic}
     for arm in experiment.arms:
         for seed in experiment.seeds:
