@@ -147,7 +147,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     def add_synthesizer(chosen: str, suffix: str) -> str:
         """Step 2: the synthesizer, tuned on some pairs."""
         for part in ("train", "validation"):
-            config = {
+            config: dict[str, Any] = {
                 "settings": settings,
                 "part": part,
                 "validation": experiment.tuning.validation,
@@ -171,7 +171,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         """Step 3: synthetic documents, all of them and those kept, and the rows of these."""
         inputs = {"model": synthesizer, "capped": "rows-capped", "oracle": "rows-oracle", "tokens": tokens}
         inputs |= {"splits": splits, "documents": real, "tokenizer": tokenizer}
-        config = {
+        config: dict[str, Any] = {
             "settings": settings,
             "decoder": experiment.model,
             "synthesis": experiment.synthesis,
