@@ -31,7 +31,6 @@ from sbp_jax.stages import (
 )
 from sbp_jax.text import documents
 
-
 SUFFIX = {"related": "", "random": "-random"}  # of the instances behind an arm, by `Arm.pairs`
 
 
