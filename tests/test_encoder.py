@@ -1,33 +1,32 @@
-"""The encoder: the arithmetic of BERT, whatever the padding, the batch and the devices; errors that say what to do."""
+"""BERT as an embedder: its arithmetic, whatever the padding, the batch and the devices; errors that say what to do."""
 
 import importlib.metadata
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
-import pyarrow as pa
 import pytest
 import tokenizers
-from etils import epath
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 from tokenizers import models, pre_tokenizers, processors
 
-from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
-from sbp_jax.config import Embedding, Execution, MeshShape
+from sbp_jax.config import Embedding, MeshShape
+from sbp_jax.embedding import models as embedders
+from sbp_jax.embedding.embedder import Embedder
 from sbp_jax.errors import SbpError
 from sbp_jax.model import encoder
 from sbp_jax.parallel.mesh import build_mesh
-from sbp_jax.stages import embed
 
 WORDS = [f"w{number}" for number in range(60)]
 SIZES = {"layers": 2, "width": 24, "heads": 3, "ffn": 40, "positions": 48}
 
 
-@pytest.fixture
-def folder(tmp_path):
+def write_bert(folder: Path) -> Path:
     """A BERT of random weights, far from zero so that no part of the arithmetic is without effect."""
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     width, ffn = SIZES["width"], SIZES["ffn"]
     shapes = {
@@ -48,18 +47,23 @@ def folder(tmp_path):
             shapes |= {f"{prefix}{name}.weight": (width,), f"{prefix}{name}.bias": (width,)}
     save_file(
         {name: rng.normal(0, 0.4, shape).astype(np.float32) for name, shape in shapes.items()},
-        tmp_path / "model.safetensors",
+        folder / "model.safetensors",
     )
     config = {"num_hidden_layers": 2, "hidden_size": width, "num_attention_heads": 3, "intermediate_size": ffn}
-    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 48, "layer_norm_eps": 1e-12}))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 48, "layer_norm_eps": 1e-12}))
     vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
     tokenizer.enable_truncation(5)  # as in the published file, whose own settings must not count
     tokenizer.enable_padding(length=40)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    return tmp_path
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_bert(tmp_path)
 
 
 def texts(lengths: list[int]) -> list[str]:
@@ -96,11 +100,11 @@ def bert(tensors: dict[str, np.ndarray], text: str, max_tokens: int) -> np.ndarr
     return mean / np.linalg.norm(mean)
 
 
-def load(folder, devices: int = 8) -> encoder.Encoder:
+def load(folder, devices: int = 8, **settings) -> Embedder:
     mesh = build_mesh(MeshShape())
     if devices == 1:
         mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), mesh.axis_names)
-    return encoder.load(str(folder), mesh)
+    return embedders.load(Embedding(**({"model": str(folder), "max_tokens": 48} | settings)), mesh)
 
 
 def test_embeddings_are_those_of_bert_written_from_its_equations(folder):
@@ -108,7 +112,7 @@ def test_embeddings_are_those_of_bert_written_from_its_equations(folder):
     documents = texts([1, 7, 40, 3, 29, 0, 12])
     tensors = load_file(folder / "model.safetensors")
     expected = np.stack([bert(tensors, text, 30) for text in documents])
-    found = load(folder).embed(documents, max_tokens=30, batch=4)
+    found = load(folder, max_tokens=30).embed(documents, batch=4)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=3e-6)
 
@@ -116,18 +120,17 @@ def test_embeddings_are_those_of_bert_written_from_its_equations(folder):
 def test_an_embedding_does_not_depend_on_batch_mates_padding_or_devices(folder):
     documents = texts([2, 44, 3, 9, 46])
     loaded, alone = load(folder), load(folder, devices=1)
-    together = loaded.embed(documents, max_tokens=48, batch=8)
-    one_by_one = np.concatenate([alone.embed([text], max_tokens=48, batch=1) for text in documents])
+    together = loaded.embed(documents, batch=8)
+    one_by_one = np.concatenate([alone.embed([text], batch=1) for text in documents])
     np.testing.assert_allclose(together, one_by_one, atol=2e-6)
-    np.testing.assert_array_equal(together, loaded.embed(documents, max_tokens=48, batch=8))
+    np.testing.assert_array_equal(together, loaded.embed(documents, batch=8))
 
 
 def test_few_compilations_for_many_lengths(folder):
     """A new compilation for each length would take minutes on a real corpus."""
     loaded = load(folder)
-    before = encoder._forward._cache_size()
-    loaded.embed(texts(list(range(40))), max_tokens=48, batch=8)
-    assert encoder._forward._cache_size() - before <= 2  # padded to 32 and to 48, all positions there are
+    loaded.embed(texts(list(range(40))), batch=8)
+    assert loaded._embed._cache_size() <= 2  # padded to 32 and to 48, all positions there are
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
@@ -163,9 +166,11 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
 
 
 def test_a_missing_package_folder_or_position_says_what_to_do(folder, monkeypatch):
-    with pytest.raises(SbpError, match="embedding.max_tokens is 49; this encoder reads 3 to 48"):
-        load(folder).embed(["w1"], max_tokens=49, batch=1)
-    with pytest.raises(SbpError, match="neither all-minilm-l6-v2 nor a folder"):
+    with pytest.raises(SbpError, match="embedding.max_tokens is 49; the model in .* reads 3 to 48"):
+        load(folder, max_tokens=49)
+    with pytest.raises(SbpError, match="embedding.dimensions is 25; the vectors of .* have 24"):
+        load(folder, dimensions=25)
+    with pytest.raises(SbpError, match="neither all-minilm-l6-v2, self nor a folder"):
         load(folder / "absent")
 
     def absent(name):
@@ -176,41 +181,8 @@ def test_a_missing_package_folder_or_position_says_what_to_do(folder, monkeypatc
         load(encoder.PACKAGED)
 
 
-def embedded(folder, name: str, splits: list[str], execution: Execution) -> Artifact:
-    documents = Output(epath.Path(folder / name / "documents"), Recipe("ingest", 1, {}, {}), "ingest")
-    split = Output(epath.Path(folder / name / "splits"), Recipe("split", 1, {}, {}), "split")
-    words = texts([3 + place % 20 for place in range(len(splits))])
-    for shard, first in enumerate(range(0, len(splits), 7)):
-        part = slice(first, first + 7)
-        ordinals = list(range(len(splits)))[part]
-        table = pa.table({"ordinal": ordinals, "text": words[part]})
-        documents.shard(shard, ".parquet", lambda writing, table=table: parquet.write(writing, table))
-        table = pa.table({"ordinal": ordinals, "split": splits[part]})
-        split.shard(shard, ".parquet", lambda writing, table=table: parquet.write(writing, table))
-    output = Output(epath.Path(folder / name / "embed"), Recipe("embed", 1, {}, {}), "embed")
-    settings = Embedding(model=str(folder), max_tokens=30)
-    return embed.run(
-        output, documents=documents.finish(), splits=split.finish(), embedding=settings, execution=execution
-    )
-
-
-def test_only_the_capped_set_is_embedded_each_document_under_its_own_ordinal(folder, monkeypatch):
-    """A vector filed under another document's ordinal would make pairs of unrelated texts."""
-    monkeypatch.setattr(embed, "DOCUMENTS_PER_SHARD", 4)
-    splits = [("capped", "oracle", "capped", "test", "validation")[place % 5] for place in range(30)]
-    artifact = embedded(folder, "a", splits, Execution(embed_batch=8))
-    table = parquet.read(artifact)
-    capped = [place for place, split in enumerate(splits) if split == "capped"]
-    assert table["ordinal"].to_pylist() == capped
-    assert [file.rows for file in artifact.files] == [4, 4, 4]
-    words = texts([3 + place % 20 for place in range(len(splits))])
-    tensors = load_file(folder / "model.safetensors")
-    expected = np.stack([bert(tensors, words[place], 30) for place in capped])
-    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, atol=3e-6)
-
-
 def test_the_packaged_model_knows_what_is_related():
     documents = ["A cat sat on the mat.", "A kitten rested on a rug.", "Interest rates rose in March."]
-    vectors = encoder.load(encoder.PACKAGED, build_mesh(MeshShape())).embed(documents, max_tokens=256, batch=3)
+    vectors = load(encoder.PACKAGED, max_tokens=256).embed(documents, batch=3)
     similarities = vectors @ vectors.T
     assert similarities[0, 1] > 0.5 > 0.2 > similarities[0, 2]

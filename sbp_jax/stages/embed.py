@@ -1,52 +1,195 @@
 """Stage `embed`: the documents of the capped set become unit vectors."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from sbp_jax.artifacts import Artifact, Output, parquet
+from sbp_jax.artifacts import Artifact, Output
 from sbp_jax.artifacts.artifact import Writing
-from sbp_jax.config import Embedding, Execution
-from sbp_jax.data.splits import members
-from sbp_jax.model.encoder import load
+from sbp_jax.config import Embedding, Execution, Model, Tokenizer
+from sbp_jax.embedding import models, own_vectors
+from sbp_jax.embedding.embedder import WINDOW, Embedder
+from sbp_jax.errors import SbpError
+from sbp_jax.parallel import hosts
 from sbp_jax.parallel.mesh import one_host_mesh
-from sbp_jax.progress import progress
+from sbp_jax.progress import Counter, progress
+from sbp_jax.text import tokenizer as text_tokenizer
+from sbp_jax.training import export
 
-VERSION = 1
-DOCUMENTS_PER_SHARD = 512
+VERSION = 2
+DOCUMENTS_PER_SHARD = 4096  # of the corpus, capped or not: what is done again after a run was killed
+SHARDS = 2048  # past so many, shards have more documents instead
+
+
+@dataclass(frozen=True)
+class Part:
+    """The documents of one shard of embeddings: the capped ones among some rows of a shard of the corpus.
+
+    Attributes:
+      number: of the shard of embeddings.
+      file: name of the shard of the documents, and of the one of the splits.
+      start: first row.
+      stop: one past the last.
+    """
+
+    number: int
+    file: str
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.number:05d}.parquet"
+
+
+Capped = Callable[[Part], pa.Table]  # ordinal, id and text of the capped documents of a part
+Vectors = Callable[[pa.Table], Iterator[np.ndarray]]  # of such documents, in order, some at a time
 
 
 def run(
-    output: Output, *, documents: Artifact, splits: Artifact, embedding: Embedding, execution: Execution
+    output: Output,
+    *,
+    documents: Artifact,
+    splits: Artifact,
+    base: Artifact | None = None,
+    tokenizer: Artifact | None = None,
+    model: Model | None = None,
+    settings: Tokenizer | None = None,
+    embedding: Embedding,
+    execution: Execution,
 ) -> Artifact:
-    """Writes `ordinal` and `embedding` of each capped document, in the order of ordinals."""
-    encoder = load(embedding.model, one_host_mesh(execution.mesh))
-    capped = members(splits, "capped")
-    with progress(output.label, len(capped), "documents") as counter:
-        for index, table in enumerate(_shards(documents, capped)):
-            if output.has(f"part-{index:05d}.parquet"):
-                counter.skip(table.num_rows)
+    """Writes `ordinal` and `embedding` of each capped document, in the order of ordinals.
 
-            def write(writing: Writing, table: pa.Table = table) -> None:
-                texts = table["text"].to_pylist()
-                vectors = encoder.embed(texts, embedding.max_tokens, execution.embed_batch, counter.advance)
-                column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), encoder.width)
-                parquet.write(writing, pa.table({"ordinal": table["ordinal"], "embedding": column}))
-                writing.stats = {"documents": len(texts)}
+    Every host makes some of the shards, with its own devices. Memory holds one shard of the documents.
 
-            output.shard(index, ".parquet", write)
-    return output.finish({"model": embedding.model, "width": encoder.width})
+    Args:
+      base: the repetition arm, whose best checkpoint embeds; given with `tokenizer`, `model` and `settings` where
+        `embedding.model` is "self".
+
+    Raises:
+      SbpError: the model or the user's vectors are not what they should be, or a vector is not finite.
+    """
+    parts = _parts(documents)
+    process, processes = jax.process_index(), jax.process_count()
+    unfinished = set(output.apart([part.name for part in parts], process, processes))
+    own = parts[process::processes]
+    capped = _reader(documents, splits, with_text=embedding.vectors is None)
+    total = None if hosts.several() else splits.stats.get("documents_capped")
+    with ExitStack() as stack:
+        counter = stack.enter_context(progress(output.label, total, "documents"))
+        if embedding.vectors is not None:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            todo = [part for part in own if part.name in unfinished]
+            width, vectors = _from_files(embedding, documents.rows, capped, todo, scratch, counter)
+        else:
+            embedder = _embedder(base, tokenizer, model, settings, embedding, execution)
+            width, vectors = embedder.width, _from_model(embedder, execution.embed_batch, counter)
+        for part in own:
+
+            def write(writing: Writing, part: Part = part) -> None:
+                table = capped(part)
+                _write(writing, table, vectors(table), width)
+
+            file = output.shard(part.number, ".parquet", write)
+            if part.name not in unfinished:
+                counter.skip(file.rows)
+    return output.finish({"model": embedding.vectors or embedding.model, "width": width})
 
 
-def _shards(documents: Artifact, chosen: np.ndarray) -> Iterator[pa.Table]:
-    """The chosen documents, as many a shard; holds two shards of the documents at most."""
-    waiting: pa.Table | None = None
-    for table in parquet.tables(documents, ["ordinal", "text"]):
-        table = table.filter(pa.array(np.isin(table["ordinal"].to_numpy(), chosen)))
-        waiting = table if waiting is None else pa.concat_tables([waiting, table])
-        while waiting.num_rows >= DOCUMENTS_PER_SHARD:
-            yield waiting.slice(0, DOCUMENTS_PER_SHARD)
-            waiting = waiting.slice(DOCUMENTS_PER_SHARD)
-    if waiting is not None and waiting.num_rows:
-        yield waiting
+def _parts(documents: Artifact) -> list[Part]:
+    """The shards of embeddings in order; none holds documents of two shards of the corpus."""
+    size = max(DOCUMENTS_PER_SHARD, -(-documents.rows // SHARDS))
+    shards = [file for file in documents.files if file.name.startswith("part-") and file.name.endswith(".parquet")]
+    rows = [(file, start) for file in shards for start in range(0, file.rows, size)]
+    return [Part(number, file.name, start, min(start + size, file.rows)) for number, (file, start) in enumerate(rows)]
+
+
+def _reader(documents: Artifact, splits: Artifact, with_text: bool) -> Capped:
+    columns = ["ordinal", "id", "text"] if with_text else ["ordinal", "id"]
+
+    @lru_cache(maxsize=1)
+    def shard(name: str) -> tuple[pa.Table, np.ndarray]:
+        with documents.file(name).open("rb") as stream:
+            table = pq.read_table(stream, columns=columns)
+        with splits.file(name).open("rb") as stream:
+            split = pq.read_table(stream, columns=["split"])["split"]
+        return table, split.to_numpy() == "capped"
+
+    def capped(part: Part) -> pa.Table:
+        table, chosen = shard(part.file)
+        return table.slice(part.start, part.stop - part.start).filter(pa.array(chosen[part.start : part.stop]))
+
+    return capped
+
+
+def _embedder(
+    base: Artifact | None,
+    tokenizer: Artifact | None,
+    model: Model | None,
+    settings: Tokenizer | None,
+    embedding: Embedding,
+    execution: Execution,
+) -> Embedder:
+    mesh = one_host_mesh(execution.mesh)
+    if embedding.model != models.SELF:
+        return models.load(embedding, mesh, execution.attention)
+    assert base is not None and tokenizer is not None and model is not None and settings is not None
+    own = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
+    return models.load_base(base.folder(export.BEST), own, model, embedding, mesh, execution.attention)
+
+
+def _from_model(embedder: Embedder, batch: int, counter: Counter) -> Vectors:
+    def vectors(table: pa.Table) -> Iterator[np.ndarray]:
+        starts = range(0, table.num_rows, WINDOW)
+        windows = (table["text"].slice(start, WINDOW).to_pylist() for start in starts)
+        for start, vectors_RD in zip(starts, embedder.stream(windows, batch, counter.advance), strict=True):
+            bad = np.flatnonzero(~np.isfinite(vectors_RD).all(axis=1))
+            if len(bad):
+                first = table["id"][start + int(bad[0])].as_py()
+                raise SbpError(
+                    f"the model gives {len(bad):,} of {len(vectors_RD):,} documents a vector that is not finite;"
+                    f" the first has id {first}: set embedding.dtype=float32, or fetch the model again"
+                )
+            yield vectors_RD
+
+    return vectors
+
+
+def _from_files(
+    embedding: Embedding, documents: int, capped: Capped, todo: list[Part], scratch: Path, counter: Counter
+) -> tuple[int, Vectors]:
+    def sought() -> Iterator[tuple[np.ndarray, list[str]]]:
+        for part in todo:
+            table = capped(part)
+            yield table["ordinal"].to_numpy(), table["id"].to_pylist()
+
+    assert embedding.vectors is not None
+    given_ND = own_vectors.load(embedding.vectors, embedding.dimensions, documents, sought, scratch)
+
+    def vectors(table: pa.Table) -> Iterator[np.ndarray]:
+        for start in range(0, table.num_rows, WINDOW):
+            ordinals = table["ordinal"].slice(start, WINDOW).to_numpy()
+            yield own_vectors.normalized(given_ND[ordinals])
+            counter.advance(len(ordinals))
+
+    return given_ND.shape[1], vectors
+
+
+def _write(writing: Writing, table: pa.Table, vectors: Iterator[np.ndarray], width: int) -> None:
+    """Writes a shard, a row group for each array of vectors."""
+    schema = pa.schema([("ordinal", pa.int64()), ("embedding", pa.list_(pa.float32(), width))])
+    with writing.path.open("wb") as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for vectors_RD in vectors:
+            ordinals = table["ordinal"].slice(writing.rows, len(vectors_RD))
+            column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.ravel()), width)
+            writer.write_table(pa.table({"ordinal": ordinals, "embedding": column}, schema=schema))
+            writing.rows += len(vectors_RD)
+    writing.stats = {"documents": writing.rows}

@@ -1,0 +1,1 @@
+"""Unit vectors of documents: from models that read them, and from the user's own files."""
