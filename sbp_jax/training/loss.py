@@ -42,9 +42,8 @@ def target_nats(
         table_UD = shards.gather(table_ud)
 
         def chunk(inputs: tuple[Array, Array]) -> Array:
-            logits_CU, greatest_C = shards.logits(inputs[0], table_UD)
-            sums_C = shards.sum_over_vocabulary(jnp.sum(jnp.exp(logits_CU - greatest_C[:, None]), axis=1))
-            return greatest_C + jnp.log(sums_C) - shards.at(logits_CU, inputs[1])
+            logits_CU, _, _, normalizer_C = shards.softmax(inputs[0], table_UD)
+            return normalizer_C - shards.at(logits_CU, inputs[1])
 
         nats_NC = jax.lax.map(chunk, (_to_chunks(hidden_bTD), _to_chunks(targets_bT)))
         return (nats_NC.reshape(targets_bT.shape),)
@@ -85,10 +84,7 @@ def _forward(
         def chunk(carry: tuple[Array, Array], inputs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Any]:
             loss, by_table_UD = carry
             hidden_CD, targets_C, weights_C = inputs
-            logits_CU, greatest_C = shards.logits(hidden_CD, table_UD)
-            exponentials_CU = jnp.exp(logits_CU - greatest_C[:, None])
-            sums_C = shards.sum_over_vocabulary(jnp.sum(exponentials_CU, axis=1))
-            normalizer_C = greatest_C + jnp.log(sums_C)
+            logits_CU, exponentials_CU, sums_C, normalizer_C = shards.softmax(hidden_CD, table_UD)
             nats_C = normalizer_C - shards.at(logits_CU, targets_C)
             loss += jnp.sum(weights_C * (nats_C + z_loss * jnp.square(normalizer_C)))
             scale_C = weights_C * (1 + 2 * z_loss * normalizer_C)
@@ -153,12 +149,17 @@ class _Shards:
             by_table_UD = jax.lax.psum_scatter(by_table_UD, self.by_width, scatter_dimension=1, tiled=True)
         return _sum(by_table_UD, others)
 
-    def logits(self, hidden_CD: Array, table_UD: Array) -> tuple[Array, Array]:
-        """Logits for this device's part of the vocabulary, and the greatest of the whole."""
+    def softmax(self, hidden_CD: Array, table_UD: Array) -> tuple[Array, Array, Array, Array]:
+        """Logits of this device's part of the vocabulary, their exponentials scaled by the greatest of the whole, the
+        sum of those over the whole, and the logarithm of the softmax's denominator.
+        """
         logits_CU = jnp.einsum("cd,ud->cu", hidden_CD, table_UD, preferred_element_type=jnp.float32)
         logits_CU = jnp.where(self._tokens(len(table_UD)) < self.vocabulary, logits_CU, MASKED)
         greatest_C = jnp.max(logits_CU, axis=1)
-        return logits_CU, jax.lax.pmax(greatest_C, self.by_tokens) if self.by_tokens else greatest_C
+        greatest_C = jax.lax.pmax(greatest_C, self.by_tokens) if self.by_tokens else greatest_C
+        exponentials_CU = jnp.exp(logits_CU - greatest_C[:, None])
+        sums_C = self.sum_over_vocabulary(jnp.sum(exponentials_CU, axis=1))
+        return logits_CU, exponentials_CU, sums_C, greatest_C + jnp.log(sums_C)
 
     def hits(self, targets_C: Array, size: int) -> Array:
         """Where in this device's part of the vocabulary each target is."""
