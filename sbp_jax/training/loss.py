@@ -98,7 +98,7 @@ def _forward(
         start = jnp.zeros((), jnp.float32), jnp.zeros(table_UD.shape, jnp.float32)
         chunks = _to_chunks(hidden_bTD), _to_chunks(targets_bT), _to_chunks(weights_bT)
         (loss, by_table_UD), (nats_NC, by_hidden_NCD) = jax.lax.scan(chunk, start, chunks)
-        # Where pieces are added up in a loop, libtpu 0.0.42 tries to move this sum out of the loop and fails on the cast.
+        # Where pieces are added up in a loop, libtpu 0.0.42 tries to move this sum out of it and fails on the cast.
         by_table_ud = jax.lax.optimization_barrier(shards.scatter(by_table_UD).astype(table_ud.dtype))
         nats_bT, by_hidden_bTD = nats_NC.reshape(targets_bT.shape), by_hidden_NCD.reshape(hidden_bTD.shape)
         return shards.sum_over_rows(loss), nats_bT, by_hidden_bTD, by_table_ud
