@@ -101,6 +101,26 @@ def test_ids_are_text_and_missing_ones_are_hashes_of_the_text(tmp_path):
     assert [document.id for document in all_of(path, Corpus(id_field=None))] == [*map(content_id, "abcd")]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_source_is_what_the_record_says_or_its_file(tmp_path, name):
+    """Without it, mirrors of one site count as independent documents."""
+    rows = [{"text": "a", "source": "site", "from": 7}, {"text": "b", "source": None}, {"text": "c", "source": ""}]
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def sources(**fields: str | None) -> list[str]:
+        return [document.source for document in all_of(path, Corpus(**fields))]
+
+    assert sources() == ["site", name, name]
+    assert sources(source_field="from") == ["7", name, name]
+    assert sources(source_field="absent") == sources(source_field=None) == [name] * 3
+    artifact = run(tmp_path / "out", Corpus(paths=(str(path),)))
+    assert parquet.read(artifact)["source"].to_pylist() == ["site", name, name]
+
+
 def test_parquet_rows_are_checked_like_lines(tmp_path):
     """Arrow hands out strings that are no UTF-8, and a missing column as a traceback."""
     path = tmp_path / "a.parquet"
@@ -109,7 +129,7 @@ def test_parquet_rows_are_checked_like_lines(tmp_path):
     with pytest.raises(SbpError, match="'text'.*'body', 'n'"):
         all_of(path)
     good, *bad = all_of(path, Corpus(text_field="body", id_field="n"))
-    assert good == Document("1", "good", 1)
+    assert good == Document("1", "good", 1, "a.parquet")
     assert [(record.line, record.reason) for record in bad] == [
         (2, "invalid_utf8"),
         (3, "text_not_a_string"),

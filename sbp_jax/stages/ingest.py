@@ -16,9 +16,9 @@ from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 from sbp_jax.text import documents
 
-VERSION = 1
+VERSION = 2
 PROBE = 10_000  # when not one of so many first records is a document, there is no use in reading on
-SCHEMA = pa.schema([("ordinal", pa.int64()), ("id", pa.string()), ("text", pa.string())])
+SCHEMA = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in ("id", "source", "text"))])
 
 
 def run(output: Output, *, corpus: Corpus, execution: Execution) -> Artifact:
@@ -28,17 +28,15 @@ def run(output: Output, *, corpus: Corpus, execution: Execution) -> Artifact:
       SbpError: files that cannot be read, too many bad records, or no document at all.
     """
     skipped: list[documents.Skipped] = []
-    ids: list[str] = []
-    texts: list[str] = []
+    waiting: list[documents.Document] = []
     shards = 0
     for document in _documents(output, corpus, skipped):
-        ids.append(document.id)
-        texts.append(document.text)
-        if len(ids) == corpus.documents_per_shard:
-            _shard(output, corpus, shards, ids, texts)
-            shards, ids, texts = shards + 1, [], []
-    if ids:
-        _shard(output, corpus, shards, ids, texts)
+        waiting.append(document)
+        if len(waiting) == corpus.documents_per_shard:
+            _shard(output, corpus, shards, waiting)
+            shards, waiting = shards + 1, []
+    if waiting:
+        _shard(output, corpus, shards, waiting)
         shards += 1
     if shards == 0:
         paths = ", ".join(corpus.paths)
@@ -102,13 +100,17 @@ def _too_many(corpus: Corpus, skipped: list[documents.Skipped], bad: int, read: 
     return f"{message}{f' ({first.detail})' if first.detail else ''}; repair the file or raise corpus.max_skipped"
 
 
-def _shard(output: Output, corpus: Corpus, index: int, ids: list[str], texts: list[str]) -> None:
+def _shard(output: Output, corpus: Corpus, index: int, found: list[documents.Document]) -> None:
     first = index * corpus.documents_per_shard
-    table = pa.table({"ordinal": list(range(first, first + len(ids))), "id": ids, "text": texts}, schema=SCHEMA)
+    rows = [
+        {"ordinal": ordinal, "id": document.id, "source": document.source, "text": document.text}
+        for ordinal, document in enumerate(found, start=first)
+    ]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
 
     def write(writing: Writing) -> None:
         parquet.write(writing, table)
-        writing.stats = {"documents": len(ids), "bytes": sum(len(text.encode()) for text in texts)}
+        writing.stats = {"documents": len(found), "bytes": sum(len(document.text.encode()) for document in found)}
 
     name = f"part-{index:05d}.parquet"
     if output.has(name) and not _same(output.path / name, table):

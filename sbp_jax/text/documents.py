@@ -39,6 +39,7 @@ class Document:
     id: str
     text: str
     line: int  # line, or Parquet row, counted from 1
+    source: str  # what the record says, or the name of its file
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def _from_json(line: bytes, file: epath.Path, number: int, corpus: Corpus) -> Do
     if corpus.text_field not in record:
         return Skipped(str(file), number, "no_text_field", f"fields: {_some(record)}")
     identity = record.get(corpus.id_field) if corpus.id_field is not None else None
-    return _document(record[corpus.text_field], identity, file, number)
+    origin = record.get(corpus.source_field) if corpus.source_field is not None else None
+    return _document(record[corpus.text_field], identity, origin, file, number)
 
 
 def _some(names: Iterable[str]) -> str:
@@ -201,18 +203,20 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "") or "none"
 
 
-def _document(text: Any, identity: Any, file: epath.Path, number: int) -> Document | Skipped:
+def _document(text: Any, identity: Any, origin: Any, file: epath.Path, number: int) -> Document | Skipped:
     if not isinstance(text, str):
         return Skipped(str(file), number, "text_not_a_string", f"a {type(text).__name__}")
     if not text.strip():
         return Skipped(str(file), number, "empty")
     name = "" if identity is None else str(identity)
+    source = ("" if origin is None else str(origin)) or file.name
     try:  # JSON escapes can spell half of a surrogate pair, which no UTF-8 can hold
         text.encode()
         name.encode()
+        source.encode()
     except UnicodeEncodeError as error:
         return Skipped(str(file), number, "invalid_utf8", str(error).encode("ascii", "backslashreplace").decode())
-    return Document(name or content_id(text), text, number)
+    return Document(name or content_id(text), text, number, source)
 
 
 def _parquet(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
@@ -222,23 +226,24 @@ def _parquet(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
             names = table.schema_arrow.names
             if names.count(corpus.text_field) != 1:
                 count = "no column" if corpus.text_field not in names else "several columns"
-                wanted = f"set corpus.text_field to one of: {_some(names)}"
-                raise SbpError(f"{file} has {count} {corpus.text_field!r}; {wanted}")
-            columns = [corpus.text_field]
-            if corpus.id_field is not None and corpus.id_field in names:
-                columns.append(corpus.id_field)
+                choice = f"set corpus.text_field to one of: {_some(names)}"
+                raise SbpError(f"{file} has {count} {corpus.text_field!r}; {choice}")
+            wanted = (corpus.text_field, corpus.id_field, corpus.source_field)
+            columns = list(dict.fromkeys(name for name in wanted if name in names))
             number = 0
-            for batch in table.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
-                texts, identities = _values(batch.column(columns[0])), _values(batch.column(columns[-1]))
-                for text, identity in zip(texts, identities, strict=True):
+            for batch in table.iter_batches(BATCH, columns=columns):
+                values = {name: _values(batch.column(name)) for name in columns}
+                absent = [None] * batch.num_rows
+                for row in zip(*(values.get(name or "", absent) for name in wanted), strict=True):
                     number += 1
                     try:
-                        text = text.decode() if isinstance(text, bytes) else text
-                        identity = identity.decode() if isinstance(identity, bytes) else identity
+                        text, identity, origin = (
+                            value.decode() if isinstance(value, bytes) else value for value in row
+                        )
                     except UnicodeDecodeError as error:
                         yield Skipped(str(file), number, "invalid_utf8", str(error))
                         continue
-                    yield _document(text, identity if len(columns) > 1 else None, file, number)
+                    yield _document(text, identity, origin, file, number)
         except (pa.ArrowException, OSError) as error:
             raise SbpError(_unreadable(file, error)) from error
 
@@ -264,4 +269,4 @@ def _plain_text(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped
     roots = [_root(name).parts for name in corpus.paths]
     shared = os.path.commonprefix([file.parent.parts, *roots])
     identity = None if corpus.id_field is None else "/".join(file.parts[len(shared) :])
-    yield _document(text, identity, file, 1)
+    yield _document(text, identity, None, file, 1)

@@ -2,16 +2,84 @@
 
 A shingle is `length` consecutive words; words are lower-cased runs of word characters. Two texts are compared by
 the shingles they share, pair by pair: chains of near-copies are never merged into one component.
+
+Words are found and hashed for many texts at a time, all characters at once: a word's hash is its part of a running sum
+of characters, each weighted by its place in the sum, divided by the weight of the word's own place.
+
+Shapes: C characters, W words, n shingles.
 """
 
-import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import xxhash
 
 WORDS = 13  # words a shingle
-_WORD = re.compile(r"\w+")
+CODES = 0x110000  # code points of Unicode
+CHUNK = 1 << 18  # characters hashed at a time; a longer text is cut between two words
+BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of several texts, one text after the other.
+
+    Attributes:
+      hashes_W: uint64, equal for equal words.
+      lettered_W: whether the word has a letter in it; numbers and underscores have none.
+      offsets: int64 [texts + 1], where each text begins and the last one ends.
+    """
+
+    hashes_W: np.ndarray
+    lettered_W: np.ndarray
+    offsets: np.ndarray
+
+    def text(self, index: int) -> slice:
+        """Where the words of one text are."""
+        return slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+
+def words(texts: Sequence[str]) -> Words:
+    """The hashed words of texts that UTF-8 can hold."""
+    hashes, lettered = [np.empty(0, np.uint64)], [np.empty(0, bool)]
+    counts = np.zeros(len(texts) + 1, np.int64)
+    waiting: list[tuple[int, str]] = []
+    size = 0
+    for index, text in enumerate(texts):
+        for piece in _pieces(text.lower()):
+            if size + len(piece) > CHUNK and waiting:
+                _hash_pieces(waiting, hashes, lettered, counts)
+                waiting, size = [], 0
+            waiting.append((index, piece))
+            size += len(piece) + 1
+    if waiting:
+        _hash_pieces(waiting, hashes, lettered, counts)
+    return Words(np.concatenate(hashes), np.concatenate(lettered), np.cumsum(counts))
+
+
+def rolled(hashes_W: np.ndarray, length: int = WORDS) -> np.ndarray:
+    """Hash of each run of `length` words, uint64 [W - length + 1], in their order; empty where there are fewer."""
+    sums = np.zeros(max(0, len(hashes_W) - length + 1), np.uint64)
+    for place, weight in enumerate(_weights(length)):
+        sums += hashes_W[place : place + len(sums)] * weight
+    return sums
+
+
+def shingles_of(found: Words, length: int = WORDS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The shingles of each text, and the word at which each begins first.
+
+    Yields:
+      uint64 [n], sorted and unique, and int64 [n]; a text of fewer words than `length` is one shingle of all of them.
+    """
+    sums = rolled(found.hashes_W, length)
+    bounds = found.offsets.tolist()
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        if end - start >= length:
+            yield np.unique(sums[start : end - length + 1], return_index=True)
+        else:
+            whole = rolled(found.hashes_W[start:end], max(end - start, 1))
+            yield whole, np.zeros(len(whole), np.int64)
 
 
 def shingles(text: str, length: int = WORDS) -> np.ndarray:
@@ -24,16 +92,10 @@ def shingles(text: str, length: int = WORDS) -> np.ndarray:
     Returns:
       uint64 [n], sorted and unique; empty for a text without words.
     """
-    found = _WORD.findall(text.lower())
-    words = np.fromiter((xxhash.xxh3_64_intdigest(word.encode()) for word in found), np.uint64, len(found))
-    if len(words) == 0:
-        return words
-    length = min(length, len(words))
-    rolled = np.zeros(len(words) - length + 1, np.uint64)
-    for place, weight in enumerate(_weights(length)):
-        rolled += words[place : place + len(rolled)] * weight
-    rolled.sort()
-    return rolled[np.concatenate(([True], rolled[1:] != rolled[:-1]))]
+    hashes_W = words([text]).hashes_W
+    sums = rolled(hashes_W, min(length, max(len(hashes_W), 1)))
+    sums.sort()
+    return sums[np.concatenate(([True], sums[1:] != sums[:-1]))] if len(sums) else sums
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> int:
@@ -56,7 +118,68 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return shared / max(len(a) + len(b) - shared, 1)
 
 
+def mixed(values: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each uint64 (the finaliser of SplitMix64): every bit depends on every bit."""
+    values = values + np.uint64(BASE)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _pieces(text: str) -> list[str]:
+    """The text, cut where no word is, into pieces of at most about CHUNK characters."""
+    pieces = []
+    while len(text) > CHUNK:
+        cut = next((at for at in range(CHUNK, 0, -1) if not _is_word(text[at - 1])), len(text))
+        pieces.append(text[:cut])
+        text = text[cut:]
+    return [*pieces, text]
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _hash_pieces(
+    pieces: list[tuple[int, str]], hashes: list[np.ndarray], lettered: list[np.ndarray], counts: np.ndarray
+) -> None:
+    """Appends the words of the pieces and adds their numbers to the counts of their texts, from place 1."""
+    kinds, weights = _characters()
+    # A line feed ends each piece: it is no word character, and it gives every word a character behind it.
+    codes_C = np.frombuffer("".join(f"{piece}\n" for _, piece in pieces).encode("utf-32-le"), np.uint32)
+    kinds_C = kinds[codes_C]
+    inside_C = np.concatenate(([False], kinds_C > 0))
+    edges = np.flatnonzero(inside_C[1:] != inside_C[:-1])
+    starts_W, ends_W = edges[::2], edges[1::2]
+    powers, inverses = _powers(1 << max(len(codes_C) - 1, 1).bit_length())
+    sums_C = np.concatenate(([np.uint64(0)], np.cumsum(weights[codes_C] * powers[: len(codes_C)])))
+    hashes.append(mixed((sums_C[ends_W] - sums_C[starts_W]) * inverses[starts_W]))
+    letters_C = np.concatenate(([0], np.cumsum(kinds_C == 2)))
+    lettered.append(letters_C[ends_W] > letters_C[starts_W])
+    lengths = np.fromiter((len(piece) + 1 for _, piece in pieces), np.int64, len(pieces))
+    bounds = np.searchsorted(starts_W, np.concatenate(([0], np.cumsum(lengths))))
+    np.add.at(counts, [index + 1 for index, _ in pieces], np.diff(bounds))
+
+
+@cache
+def _characters() -> tuple[np.ndarray, np.ndarray]:
+    """For each code point: 0 outside words, 1 in words, 2 for a letter; and a random weight."""
+    characters = map(chr, range(CODES))
+    kinds = np.fromiter((2 * c.isalpha() or (c == "_" or c.isalnum()) for c in characters), np.uint8, CODES)
+    return kinds, mixed(np.arange(CODES, dtype=np.uint64))
+
+
+@cache
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first powers of the base and of its inverse, modulo 2^64."""
+    bases = (BASE, pow(BASE, -1, 1 << 64))
+    powers, inverses = (
+        np.cumprod(np.full(count, base, np.uint64)) * np.uint64(pow(base, -1, 1 << 64)) for base in bases
+    )
+    return powers, inverses
+
+
 @cache
 def _weights(length: int) -> np.ndarray:
     """Fixed odd multipliers, one for each place in a shingle: the sum of products is a hash that knows word order."""
-    return np.array([xxhash.xxh3_64_intdigest(f"place {place}".encode()) | 1 for place in range(length)], np.uint64)
+    return mixed(np.arange(length, dtype=np.uint64)) | np.uint64(1)

@@ -1,0 +1,118 @@
+"""Stage `screen`: what is known of each capped document by itself, before any pair is judged.
+
+Its words, language, source, the item of an evaluation set that it holds, and its shingles, which readers map into
+memory. Boilerplate is a matter of the whole corpus and of `pairs.common`: the stage `pairs` finds it.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from etils import epath
+
+from sbp_jax.artifacts import Artifact, Output, parquet
+from sbp_jax.artifacts.artifact import Writing
+from sbp_jax.config import NOT_IN_RECIPE, Execution
+from sbp_jax.errors import SbpError
+from sbp_jax.progress import progress
+from sbp_jax.text import contamination
+from sbp_jax.text.language import language
+from sbp_jax.text.shingles import shingles_of, words
+
+VERSION = 1
+BATCH = 256  # documents whose words are hashed at a time
+ARRAYS = ("hashes", "places", "offsets")  # of each shard: see Screened
+SCHEMA = pa.schema(
+    [
+        ("ordinal", pa.int64()),
+        ("words", pa.int32()),
+        ("language", pa.string()),
+        ("source", pa.string()),
+        ("contaminated_by", pa.string()),
+        ("contaminated_item", pa.string()),
+        ("rule_version", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The sets that the documents are checked against; in the recipe by their content."""
+
+    paths: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)  # JSON Lines, plain or .gz
+
+    def files(self) -> list[epath.Path]:
+        return [epath.Path(path).expanduser() for path in self.paths]
+
+
+def run(
+    output: Output, *, documents: Artifact, splits: Artifact, evaluations: Evaluations, execution: Execution
+) -> Artifact:
+    """Writes a row for each capped document, one shard for each shard of the documents.
+
+    Beside each shard lie `hashes` (uint64, the sorted unique 13-word shingles of its documents one after another),
+    `places` (int32, the word at which each of them begins first) and `offsets` (int64 [documents + 1]), as .npy.
+
+    Raises:
+      SbpError: a file of an evaluation set that cannot be read, or holds no item that could be found.
+    """
+    items = contamination.Items(evaluations.files())
+    if evaluations.paths and items.items == items.too_short:
+        raise SbpError(
+            f"none of the {items.items:,} items in pairs.decontaminate ({', '.join(evaluations.paths)}) is long enough"
+            " to be looked for; name JSON Lines files whose records hold the items' texts"
+        )
+
+    with progress(output.label, documents.rows, "documents") as counter:
+        shards = zip(
+            parquet.tables(documents, ["ordinal", "source", "text"]), parquet.tables(splits, ["split"]), strict=True
+        )
+        for index, (table, split) in enumerate(shards):
+            names = [f"{array}-{index:05d}.npy" for array in ARRAYS] + [f"part-{index:05d}.parquet"]
+            if all(map(output.has, names)):
+                counter.skip(table.num_rows)
+                continue
+            chosen = table.filter(pa.array(split["split"].to_numpy(zero_copy_only=False) == "capped"))
+            rows, *arrays = _screen(chosen, items)
+            for name, array in zip(names, arrays, strict=False):
+                with output.writing(name) as writing, writing.path.open("wb") as stream:
+                    np.save(stream, array)
+
+            def write(writing: Writing, rows: pa.Table = rows) -> None:
+                parquet.write(writing, rows)
+                contaminated = np.count_nonzero(rows["contaminated_by"].to_numpy(zero_copy_only=False) != "")
+                writing.stats = {"documents": rows.num_rows, "contaminated": int(contaminated)}
+
+            output.shard(index, ".parquet", write)
+            counter.advance(table.num_rows)
+    return output.finish({"items": items.items, "items_too_short": items.too_short})
+
+
+def _screen(table: pa.Table, items: contamination.Items) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of some documents, and their shingles, places and offsets."""
+    hashes, places, counts = [np.empty(0, np.uint64)], [np.empty(0, np.int32)], [0]
+    lengths: list[int] = []
+    languages: list[str] = []
+    held: list[contamination.Text | None] = []
+    for batch in table.to_batches(BATCH):
+        texts = batch.column("text").to_pylist()
+        found = words(texts)
+        for shingles, firsts in shingles_of(found):
+            hashes.append(shingles)
+            places.append(firsts.astype(np.int32))
+            counts.append(len(shingles))
+        lengths += np.diff(found.offsets).tolist()
+        languages += map(language, texts)
+        hits = items.search(found)
+        held += [hits.get(number) for number in range(len(texts))]
+    columns = [
+        table["ordinal"],
+        lengths,
+        languages,
+        table["source"],
+        [item.file if item else "" for item in held],
+        [f"line {item.line}: {item.text[: contamination.SHOWN]}" if item else "" for item in held],
+        [contamination.RULE_VERSION] * table.num_rows,
+    ]
+    rows = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
+    return rows, np.concatenate(hashes), np.concatenate(places), np.cumsum(counts, dtype=np.int64)

@@ -1,0 +1,174 @@
+"""Finding the items of evaluation sets inside documents.
+
+An item is a record of a JSON Lines file; every string in it, and every string in its lists, is one of its texts. The
+labels of a prompt ("Question:", "Answer:") are left off: a document that leaks the item need not have them. Words
+are lower-cased runs of word characters, as in shingles.
+
+1. A text of 13 words or more is found by any 13 of its words in a row, 7 of them at least with a letter: numbers,
+   table rows and rulers leak nothing.
+2. A text of 8 to 12 words with letters is found whole, all its words in a row, if no other field of its item has a
+   longer text: the question is looked for, not "David Lloyd George, 1st Earl Lloyd George of Dwyfor", its answer.
+3. Of an item that rules 1 and 2 have no text for, each two texts from different fields are joined, one way and the
+   other (a question with its answer), and looked for by the same rules.
+4. What is shorter still ("the united states") is looked for nowhere, and the item is counted as too short.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sbp_jax.errors import SbpError
+from sbp_jax.text.shingles import WORDS, Words, rolled, words
+
+RULE_VERSION = 1
+LETTERED = 7  # words with a letter in a run of 13 that may prove anything
+SHORTEST = 8  # words with a letter in a text that is found whole
+FILTER_BITS = 4  # slots of the filter for each hash in it, as a power of two
+SHOWN = 80  # characters of a text in the evidence
+_WORD = re.compile(r"\w+")
+_LABELS = re.compile(r"^\s*(question|q)\s*:|\b(answer|a)\s*:\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text of an item, or two of them joined: its file, its line from 1, and what it says."""
+
+    file: str
+    line: int
+    text: str
+
+
+class Items:
+    """The items of some evaluation sets, to be asked which documents hold one.
+
+    Attributes:
+      items: records read.
+      too_short: records that no rule can find.
+    """
+
+    def __init__(self, files: Sequence[epath.Path]):
+        """Reads the files.
+
+        Raises:
+          SbpError: a file that cannot be read to its end, or a line that is no JSON object.
+        """
+        self.items = self.too_short = 0
+        self._texts: list[Text] = []
+        for file in files:
+            for line, record in _records(file):
+                found = _findable(file.name, line, _fields(record))
+                self.items += 1
+                self.too_short += not found
+                self._texts += found
+        self._found = words([text.text for text in self._texts])
+        lengths = np.diff(self._found.offsets)
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        self._long = _Table(*_runs(self._found, WORDS, LETTERED, owners))
+        starts = self._found.offsets[:-1][lengths < WORDS]
+        short = rolled(self._found.hashes_W, SHORTEST)
+        self._short = _Table(short[starts], np.flatnonzero(lengths < WORDS))
+
+    def search(self, documents: Words) -> dict[int, Text]:
+        """The first text of an item that each document holds, by the document's number; most hold none."""
+        owners = np.repeat(np.arange(len(documents.offsets) - 1), np.diff(documents.offsets))
+        hits: dict[int, Text] = {}
+        runs, runs_owners = _runs(documents, WORDS, LETTERED, owners)
+        for run in self._long.hits(runs).tolist():
+            hits.setdefault(int(runs_owners[run]), self._texts[self._long.owner(runs[run])])
+        starts = rolled(documents.hashes_W, SHORTEST)
+        for start in self._short.hits(starts).tolist():
+            for number in self._short.owners(starts[start]).tolist():
+                whole = self._found.hashes_W[self._found.text(number)]
+                end = min(start + len(whole), int(documents.offsets[owners[start] + 1]))
+                if np.array_equal(documents.hashes_W[start:end], whole):
+                    hits.setdefault(int(owners[start]), self._texts[number])
+        return hits
+
+
+class _Table:
+    """Hashes with their owners, behind a filter that almost every other hash fails at once."""
+
+    def __init__(self, hashes: np.ndarray, owners: np.ndarray):
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._owners = hashes[order], owners[order]
+        self._mask = np.uint64((1 << (max(len(hashes), 1).bit_length() + FILTER_BITS)) - 1)
+        self._filter = np.zeros(int(self._mask) + 1, bool)
+        self._filter[hashes & self._mask] = True
+
+    def hits(self, hashes: np.ndarray) -> np.ndarray:
+        """Places of those hashes that are in the table."""
+        places = np.flatnonzero(self._filter[hashes & self._mask])
+        if len(self._hashes) == 0:
+            return places
+        found = np.minimum(np.searchsorted(self._hashes, hashes[places]), len(self._hashes) - 1)
+        return places[self._hashes[found] == hashes[places]]
+
+    def owners(self, hash: np.uint64) -> np.ndarray:
+        low, high = np.searchsorted(self._hashes, hash), np.searchsorted(self._hashes, hash, side="right")
+        return self._owners[low:high]
+
+    def owner(self, hash: np.uint64) -> int:
+        return int(self.owners(hash)[0])
+
+
+def _runs(found: Words, length: int, lettered: int, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the runs of `length` words inside one text that have enough words with letters, and their texts."""
+    hashes = rolled(found.hashes_W, length)
+    letters = np.concatenate(([0], np.cumsum(found.lettered_W)))
+    first, last = owners[: len(hashes)], owners[length - 1 :]
+    kept = (letters[length:] - letters[:-length] >= lettered) & (first == last) if len(hashes) else np.empty(0, bool)
+    return hashes[kept], first[kept]
+
+
+def _records(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with file.open("rb") as stream:
+            lines = gzip.GzipFile(fileobj=stream) if file.name.lower().endswith(".gz") else stream
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    record = json.loads(line)
+                    if not isinstance(record, dict):
+                        raise SbpError(f"{file}, line {number}: no JSON object; write one item of the set a line")
+                    yield number, record
+    except (ValueError, RecursionError) as error:
+        raise SbpError(
+            f"{file}, line {number}: {error}; pairs.decontaminate takes JSON Lines, one item a line"
+        ) from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise SbpError(f"{file} cannot be read to its end ({error}); check pairs.decontaminate") from error
+
+
+def _fields(record: dict[str, Any]) -> list[list[str]]:
+    """The texts of each field that has any, without labels."""
+    fields = [value if isinstance(value, list) else [value] for value in record.values()]
+    texts = [[_LABELS.sub(" ", value) for value in values if isinstance(value, str)] for values in fields]
+    return [values for values in texts if values]
+
+
+def _findable(file: str, line: int, fields: list[list[str]]) -> list[Text]:
+    sizes = [max(len(_WORD.findall(text)) for text in values) for values in fields]
+    alone = [
+        text
+        for values, size in zip(fields, sizes, strict=True)
+        for text in values
+        if _can_be_found(text, WORDS if size < max(sizes) else SHORTEST)
+    ]
+    if not alone:
+        joined = [f"{a} {b}" for first, second in permutations(fields, 2) for a in first for b in second]
+        alone = [text for text in joined if _can_be_found(text, SHORTEST)]
+    return [Text(file, line, text) for text in alone]
+
+
+def _can_be_found(text: str, shortest: int) -> bool:
+    lettered = [any(map(str.isalpha, word)) for word in _WORD.findall(text)]
+    if len(lettered) < WORDS:
+        return len(lettered) >= shortest and sum(lettered) >= SHORTEST
+    return any(sum(lettered[start : start + WORDS]) >= LETTERED for start in range(len(lettered) - WORDS + 1))
