@@ -59,17 +59,15 @@ def load(path: str, dimensions: int | None, documents: int, sought: Sought, scra
     width = _width(found) if given is None else given.shape[1]
     if dimensions is not None and dimensions > width:
         raise SbpError(f"embedding.dimensions is {dimensions}; the vectors in {found[0]} have {width}")
-    empty = Fault()
     if given is None:
         given = np.lib.format.open_memmap(scratch / "vectors.npy", "w+", np.float32, (documents, width))
-        for hashes, ordinals in _passes(sought):
-            _collect(found, hashes, ordinals, sought, given)
+        _collect(found, sought, given)
     vectors_ND = given[:, :dimensions]
-    step = max(1, READ // width)
+    empty, step = Fault(), max(1, READ // width)
     for ordinals, ids in sought():
         for start in range(0, len(ids), step):
-            part = slice(start, start + step)
-            empty.add([ids[start + row] for row in np.flatnonzero(~_usable(vectors_ND[ordinals[part]]))])
+            usable = _usable(vectors_ND[ordinals[start : start + step]])
+            empty.add([ids[start + row] for row in np.flatnonzero(~usable)])
     empty.demand_none(f"vectors in {_name(found)} are zero or not finite", "embed those documents again")
     return vectors_ND
 
@@ -174,29 +172,28 @@ class Fault:
             raise SbpError(f"{self.count:,} {what} (ids {shown}); {remedy}")
 
 
-def _collect(
-    found: list[epath.Path], hashes: np.ndarray, ordinals: np.ndarray, sought: Sought, vectors_ND: np.ndarray
-) -> None:
-    """Writes the vectors of some documents to their places, in one pass over the files."""
-    seen = np.zeros(len(hashes), np.bool_)
-    doubled, uneven, missing = Fault(), Fault(), Fault()
+def _collect(found: list[epath.Path], sought: Sought, vectors_ND: np.ndarray) -> None:
+    """Writes the vectors of the sought documents to their places."""
+    missing, doubled, uneven = Fault(), Fault(), Fault()
     width = vectors_ND.shape[1]
-    for ids, column, rows, places in _matches(found, hashes, max(1, READ // width)):
-        again = np.ones(len(places), np.bool_)
-        again[np.unique(places, return_index=True)[1]] = False
-        doubled.add([ids[row] for row in rows[again | seen[places]]])
-        seen[places] = True
-        taken = column.take(pa.array(rows))
-        even = pc.fill_null(pc.equal(pc.list_value_length(taken), width), False)
-        kept = even.to_numpy(zero_copy_only=False)
-        uneven.add([ids[row] for row in rows[~kept]])
-        flat = taken.filter(even).flatten().to_numpy(zero_copy_only=False)
-        vectors_ND[ordinals[places[kept]]] = flat.reshape(-1, width)
+    for hashes, ordinals in _passes(sought):
+        seen = np.zeros(len(hashes), np.bool_)
+        for ids, column, rows, places in _matches(found, hashes, max(1, READ // width)):
+            again = np.ones(len(places), np.bool_)
+            again[np.unique(places, return_index=True)[1]] = False
+            doubled.add([ids[row] for row in rows[again | seen[places]]])
+            seen[places] = True
+            taken = column.take(pa.array(rows))
+            even = pc.fill_null(pc.equal(pc.list_value_length(taken), width), False)
+            kept = even.to_numpy(zero_copy_only=False)
+            uneven.add([ids[row] for row in rows[~kept]])
+            flat = taken.filter(even).flatten().to_numpy(zero_copy_only=False)
+            vectors_ND[ordinals[places[kept]]] = flat.reshape(-1, width)
+        if not seen.all():
+            absent = ordinals[~seen]
+            for some, ids in sought():
+                missing.add([ids[row] for row in np.flatnonzero(np.isin(some, absent))])
     name = _name(found)
-    if not seen.all():
-        absent = np.sort(ordinals[~seen])
-        for some, ids in sought():
-            missing.add([ids[row] for row in np.flatnonzero(np.isin(some, absent))])
     missing.demand_none(f"documents have no vector in {name}", "add them, or take the documents out of the corpus")
     doubled.demand_none(f"vectors in {name} are of documents that have one already", "leave one for each")
     uneven.demand_none(f"vectors in {name} are not {width} numbers long as the first one", "use one model for all")
