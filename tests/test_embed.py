@@ -12,7 +12,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 from tokenizers import models, pre_tokenizers, processors
 
-from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
+from sbp_jax.artifacts import Artifact, Output, Recipe, find, parquet
 from sbp_jax.config import Embedding, Execution, MeshShape, Model, Tokenizer
 from sbp_jax.embedding import models as embedders
 from sbp_jax.embedding.embedder import padded_length
@@ -21,6 +21,7 @@ from sbp_jax.model import huggingface, parameters
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.stages import embed
 from sbp_jax.text import tokenizer as text_tokenizer
+from tests import test_hosts
 from tests.test_encoder import SIZES, WORDS, bert, load, texts, write_bert
 
 DECODER = Model(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
@@ -292,6 +293,45 @@ def test_the_stage_embeds_with_the_base_model(base, tmp_path):
     found = vectors_of(embedded(tmp_path, settings, **more))
     _, _, words = corpus(tmp_path, SPLITS)
     np.testing.assert_allclose(found, own(*base).embed([words[place] for place in CAPPED], batch=4), atol=2e-6)
+
+
+# One host of several; {before} may break something first.
+HOST = """
+import os, signal
+from sbp_jax.parallel import hosts
+hosts.start(heartbeat_seconds=10)
+import jax
+from tests.test_embed import Embedding, Execution, Output, Recipe, embed, epath, find
+process, written, write = jax.process_index(), [], embed._write
+def counted(writing, *rest):
+    {before}
+    written.append(writing.path.name)
+    write(writing, *rest)
+embed._write, embed.DOCUMENTS_PER_SHARD = counted, 4
+folder = epath.Path({folder!r})
+output = Output(folder / "together", Recipe("embed", 1, dict(), dict()), "embed", writes=hosts.is_first())
+inputs = dict((name, find(folder / name, "")) for name in ("documents", "splits"))
+settings = Embedding(model={model!r}, max_tokens=30)
+made = embed.run(output, **inputs, embedding=settings, execution=Execution(embed_batch=8))
+print("wrote", *written, "of", made.rows)
+"""
+
+
+@pytest.mark.slow
+def test_hosts_make_the_shards_of_one_apart_and_go_on_after_one_was_lost(minilm, tmp_path, monkeypatch):
+    def start(before: str) -> list[tuple[int, str, str]]:
+        script = HOST.format(folder=str(tmp_path), model=str(minilm), before=before)
+        return test_hosts.finish(test_hosts.processes("-c", script))
+
+    monkeypatch.setattr(embed, "DOCUMENTS_PER_SHARD", 4)
+    alone = embedded(tmp_path, Embedding(model=str(minilm), max_tokens=30))
+    lost = start("if process == 1 and len(written) == 2: os.kill(os.getpid(), signal.SIGKILL)")
+    assert 0 not in [status for status, _, _ in lost], "the one left does not wait for shards that nobody makes"
+    (first, out, err), (second, other, error) = start("pass")
+    assert (first, second) == (0, 0), err + error
+    assert "wrote of 12" in out and "wrote part-00005.parquet part-00007.parquet of 12" in other
+    together = find(epath.Path(tmp_path / "together"), "")
+    np.testing.assert_allclose(vectors_of(together), vectors_of(alone), atol=1e-6)
 
 
 def test_a_model_that_gives_no_number_is_reported_with_the_document(minilm, tmp_path):
