@@ -1,4 +1,4 @@
-"""The command line: `sbp run | status | config | plan | clean | report | export | import | <stage>`."""
+"""The command line: `sbp run | status | config | plan | clean | report | export | import | pairs inspect | STAGE`."""
 
 import argparse
 import json
@@ -34,12 +34,19 @@ STAGES = {
 }
 
 
+INSPECT = "pairs inspect"
+PIPED = 120  # columns of a text that goes into a file
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
       0 on success, 2 for what the user can mend, 1 for a fault of the program, 130 on Ctrl-C, 143 on SIGTERM.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:2] == INSPECT.split():  # `sbp pairs CONFIG` is the stage
+        arguments = [INSPECT, *arguments[2:]]
     options = _parser().parse_args(arguments)
     machine.prepare()
     if not options.debug:
@@ -172,6 +179,32 @@ def _import(options: argparse.Namespace) -> None:
     print(json.dumps(sections, indent=1) if options.json else exchange.assignments(sections))
 
 
+def _inspect(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from sbp_jax.report import pair_samples, pair_text
+    from sbp_jax.report.pairs import evidence
+
+    pipeline = _pipeline(options)
+    stages = ("documents", "neighbors", "screened", "pairs")
+    made = {name: pipeline.artifact(name) if name in pipeline.nodes else None for name in stages}
+    missing = [name for name, artifact in made.items() if artifact is None and name in pipeline.nodes]
+    if missing:
+        raise SbpError(f"{', '.join(missing)}: not complete in {pipeline.workdir}; run `sbp run ... --until pairs`")
+    documents, neighbors, pairs = made["documents"], made["neighbors"], made["pairs"]
+    assert documents is not None and neighbors is not None and pairs is not None
+    told = evidence(neighbors, pairs, made["screened"], documents, pipeline.experiment.pairs)
+    unknown = sorted(set(options.verdict or ()) - set(told["verdicts"]))
+    if unknown:
+        raise SbpError(f"no pair is {', '.join(unknown)}; the verdicts are {', '.join(told['verdicts'])}")
+    samples = pair_samples.sample(pairs, documents, options.samples, options.verdict)
+    if options.json:
+        print(json.dumps(told | {"samples": samples}, indent=1))
+        return
+    console = Console(highlight=False)
+    pair_text.show(told, samples, console if console.is_terminal else Console(highlight=False, width=PIPED))
+
+
 def _print_report(pipeline: "Pipeline", as_json: bool = False) -> None:
     from sbp_jax.report import summary
 
@@ -234,6 +267,12 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true"
     )
     add("report", "print the results and the path of the report", _report).add_argument("--json", action="store_true")
+    inspected = add(INSPECT, "show why pairs were kept or rejected, with samples of each verdict", _inspect)
+    inspected.add_argument("--samples", type=int, default=2, metavar="N", help="of each verdict (default: 2)")
+    inspected.add_argument(
+        *("--verdict", "-v"), action="append", metavar="NAME", help="sample this verdict alone; may be repeated"
+    )
+    inspected.add_argument("--json", action="store_true", help="print JSON, the texts of the samples included")
     exported = add("export", "write a finished model with its tokenizer as a Hugging Face folder", _export)
     exported.add_argument("--model", required=True, metavar="NAME", help="an arm, a stage instance, or synthesizer")
     exported.add_argument("--to", required=True, metavar="FOLDER", help="a folder that is empty or not there yet")

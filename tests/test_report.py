@@ -94,6 +94,19 @@ def _scored(folder: Path, loss: float, seed: int, documents: int = 200) -> Artif
     return _tables(folder, [table], stats)
 
 
+def pair_table(
+    d1: Sequence[int], d2: Sequence[int], similarity: Sequence[float], verdict: Sequence[str], **columns: Any
+) -> pa.Table:
+    """Rows of the `pairs` artifact; what is not given is as of documents that have nothing to do with each other."""
+    types: dict[str, Any] = {"d1": pa.int64(), "d2": pa.int64(), "similarity": pa.float32(), "verdict": pa.string()}
+    types |= dict.fromkeys(("rank", "shared", "boilerplate", "tokens", "target_rank", "rule_version"), pa.int32())
+    types |= dict.fromkeys(("containment", "jaccard", "length_ratio"), pa.float32())
+    types |= dict.fromkeys(("mutual", "same_source", "same_language"), pa.bool_())
+    columns |= {"d1": d1, "d2": d2, "similarity": similarity, "verdict": verdict}
+    given = {name: columns.get(name, np.zeros(len(d1), kind.to_pandas_dtype())) for name, kind in types.items()}
+    return pa.table({name: pa.array(given[name], kind) for name, kind in types.items()})
+
+
 def _generated(texts: Sequence[str], seeds: Sequence[int]) -> dict[str, list[Any]]:
     """Columns of `synthesize`'s table."""
     return {
@@ -133,12 +146,13 @@ def make(
     similarity = np.clip(random.normal(0.5, 0.12, len(query)), -1, 1).astype(np.float32)
     neighbor = (query + random.integers(1, len(capped), len(query))) % len(capped)
     near = pa.table({"query": query, "neighbor": neighbor, "similarity": similarity})
-    pairs = near.filter(similarity >= experiment.pairs.threshold).rename_columns(["d1", "d2", "similarity"])
-    zeros = pa.array(np.zeros(pairs.num_rows, np.float32))
+    chosen = similarity >= experiment.pairs.threshold
     outcomes = ("accepted", "accepted", "accepted", "near_duplicate", "too_long")
-    verdicts = [outcomes[place % 5] for place in range(pairs.num_rows)]
-    for name, column in (("containment", zeros), ("jaccard", zeros), ("verdict", pa.array(verdicts))):
-        pairs = pairs.append_column(name, column)
+    verdicts = [outcomes[place % 5] for place in range(np.count_nonzero(chosen))]
+    pairs = pair_table(query[chosen], neighbor[chosen], similarity[chosen], verdicts)
+    screened = pa.table({"ordinal": capped, "source": ["a.org", HOSTILE] * (len(capped) // 2)})
+    for name, value in (("words", 30), ("language", "en"), ("contaminated_by", ""), ("contaminated_item", "")):
+        screened = screened.append_column(name, pa.array([value] * len(capped)))
     seeds = [int(capped[place % len(capped)]) for place in range(len(synthetic))]
     generated = pa.table(_generated(synthetic, seeds), synthesize.SCHEMA)
     scores = {
@@ -159,6 +173,7 @@ def make(
         "documents": _tables(folder / "documents", [real.slice(0, half), real.slice(half)], {"skipped": 2}),
         "splits": _tables(folder / "splits", [splits.slice(0, half), splits.slice(half)]),
         "neighbors": _tables(folder / "neighbors", [near], {"backend": "scann", "recall_at_k": 0.978}),
+        "screened": _tables(folder / "screened", [screened]),
         "pairs": _tables(folder / "pairs", [pairs]),
         "synthesizer": _trained(folder / "synthesizer", Arm("pairs"), 0, 3.9, 0),
     }

@@ -36,18 +36,34 @@ class Interval:
     high: float
 
 
-def line_chart(series: Sequence[Series], title: str, x_label: str, y_label: str, zero: str = "") -> Markup:
-    """Lines over one pair of axes; `zero` names a horizontal line at 0 that then belongs to the picture."""
+def line_chart(
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    y_label: str,
+    zero: str = "",
+    x_low: float = 0.0,
+    mark: tuple[float, str] | None = None,
+) -> Markup:
+    """Lines over one pair of axes.
+
+    Args:
+      zero: names a horizontal line at 0 that then belongs to the picture.
+      x_low: where the horizontal axis begins.
+      mark: a place on it and what it says there.
+    """
     values = np.concatenate([line.y for line in series] + ([np.zeros(1)] if zero else []))
     y_ticks = ticks(float(values.min()), float(values.max()))
     x_high = max(float(line.x.max()) for line in series)
-    across = _scale(0.0, x_high, LEFT, RIGHT)
-    up = _scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
+    across = _scale(x_low, x_high, LEFT, RIGHT)
+    up = _scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP + 18 if mark else TOP)  # room for what the mark says
     parts = _frame(x_label, y_label)
     for value in y_ticks:
-        parts += _level(up(value), fixed(value, y_ticks))
-    inside = [value for value in ticks(0.0, x_high) if value <= x_high]
+        parts += _level(up(value), compact(value) if y_ticks[-1] >= 1000 else fixed(value, y_ticks))
+    inside = [value for value in ticks(x_low, x_high) if x_low - 1e-9 <= value <= x_high + 1e-9]
     parts += [_text("tick", across(value), BOTTOM + 16, compact(value)) for value in inside]
+    if mark:
+        parts += _mark(across(mark[0]), mark[1])
     if zero:
         label = up(0.0) - 5 if up(0.0) > TOP + 20 else up(0.0) + 14
         parts += [_line("zero", LEFT, up(0.0), RIGHT, up(0.0)), _text("label", RIGHT, label, zero, "end")]
@@ -69,15 +85,18 @@ def histogram(
     x_label: str,
     y_label: str,
     mark: tuple[float, str] | None = None,
+    shares: bool | None = None,
 ) -> Markup:
     """Bars of one or more named groups over shared bins.
 
     Args:
-      groups: the height of each bin, counts or (none above 1) shares.
+      groups: the height of each bin.
       mark: a place and what it says there; bars left of it are pale.
+      shares: whether heights are shares rather than counts; None: they are where none is above 1.
     """
     top = max(float(heights.max()) for _, heights in groups) or 1.0
-    show: Callable[[float], str] = "{:.0%}".format if top <= 1 else compact
+    shares = top <= 1 if shares is None else shares
+    show: Callable[[float], str] = "{:.0%}".format if shares else compact
     first, last = float(edges[0]), float(edges[-1])
     across = _scale(first, last, LEFT, RIGHT)
     up = _scale(0.0, top, BOTTOM, TOP + 18 if mark else TOP)  # room for what the mark says
@@ -92,12 +111,10 @@ def histogram(
             left, y = across(low) + index * width + 0.5, up(height)
             css = f"bar c{index} pale" if mark and high <= mark[0] + 1e-9 else f"bar c{index}"
             box = f'x="{left:.1f}" y="{y:.1f}" width="{max(width - 1, 0.5):.1f}" height="{BOTTOM - y:.1f}"'
-            says = f"{escape(name)}, {low:.3g} to {high:.3g}: {f'{height:.1%}' if top <= 1 else f'{height:,.0f}'}"
+            says = f"{escape(name)}, {low:.3g} to {high:.3g}: {f'{height:.1%}' if shares else f'{height:,.0f}'}"
             parts.append(f'<rect class="{css}" {box}><title>{says}</title></rect>')
     if mark:
-        x = across(mark[0])
-        anchor, shift = ("end", -5) if x > (LEFT + RIGHT) / 2 else ("start", 5)
-        parts += [_line("zero", x, TOP, x, BOTTOM), _text("label", x + shift, TOP + 10, mark[1], anchor)]
+        parts += _mark(across(mark[0]), mark[1])
     inside = [value for value in ticks(first, last) if first - 1e-9 <= value <= last + 1e-9]
     parts += [_text("tick", across(value), BOTTOM + 16, f"{value:g}") for value in inside]
     return _svg(parts, title, HEIGHT)
@@ -169,6 +186,12 @@ def _frame(x_label: str, y_label: str) -> list[str]:
         _text("label", (LEFT + RIGHT) / 2, HEIGHT - 6, x_label),
         f'<text class="label" {turned} text-anchor="middle">{escape(y_label)}</text>',
     ]
+
+
+def _mark(x: float, says: str) -> list[str]:
+    """A vertical line with what it says."""
+    anchor, shift = ("end", -5) if x > (LEFT + RIGHT) / 2 else ("start", 5)
+    return [_line("zero", x, TOP, x, BOTTOM), _text("label", x + shift, TOP + 10, says, anchor)]
 
 
 def _level(y: float, label: str) -> list[str]:

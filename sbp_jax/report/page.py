@@ -11,15 +11,15 @@ from markupsafe import Markup
 
 from sbp_jax.artifacts import parquet
 from sbp_jax.config import BASE_ARM, ORACLE_ARM
-from sbp_jax.report import charts
+from sbp_jax.report import charts, pair_page, pair_samples
 from sbp_jax.report.charts import Interval, Series
-from sbp_jax.report.examples import RUN, marked, pair_examples, shortened
+from sbp_jax.report.examples import RUN, marked, shortened
 from sbp_jax.report.results import Curve, Results, curve, sample_texts
 from sbp_jax.report.summary import answers
 from sbp_jax.text.repetition import repetition, words
 
-SIMILARITY_BIN = 0.025
 LENGTH_BINS = 16
+PAIRS = 2  # shown of each verdict
 
 
 def render(summary: dict[str, Any], results: Results, source: str) -> str:
@@ -33,7 +33,7 @@ def render(summary: dict[str, Any], results: Results, source: str) -> str:
     )
     environment.filters |= {"count": "{:,}".format, "compact": charts.compact, "loss": "{:.4f}".format}
     environment.filters |= {"percent": _percent, "short": shortened, "label": _label}
-    environment.globals |= {"marked": marked}
+    environment.globals |= {"marked": marked} | pair_page.GLOBALS
     colors = {arm.name: place % charts.COLORS for place, arm in enumerate(results.experiment.arms)}
     context = {
         "summary": summary,
@@ -44,9 +44,9 @@ def render(summary: dict[str, Any], results: Results, source: str) -> str:
         "gap_chart": _gap_chart(summary, colors),
         "curves": _arm_charts(results, colors),
         "crossings": _crossings(results),
-        "pairs": pair_examples(results.pairs, results.documents),
-        "similarity_chart": _similarity(results),
-        "search": {name: results.neighbors.stats.get(name) for name in ("backend", "recall_at_k")},
+        "pairs": summary["pairs"],
+        "pair_charts": pair_page.pair_charts(summary["pairs"]),
+        "pair_samples": pair_samples.sample(results.pairs, results.documents, PAIRS),
         "synthesizer_chart": _synthesizer_chart(results),
         "quality": None if results.synthetic is None else _quality(results),
         "corpus_files": results.documents.recipe["config"].get("files", []),
@@ -129,27 +129,6 @@ def _crossings(results: Results) -> list[str]:
             crossed = charts.compact(float(tokens[worse[-1] + 1]))
             sentences.append(f"the {arm.name} arm stays below {BASE_ARM} from {crossed} tokens on")
     return sentences
-
-
-def _similarity(results: Results) -> Markup | None:
-    """Histogram of the similarities of all neighbours, with the threshold of the pairs."""
-    edges = np.linspace(-1, 1, round(2 / SIMILARITY_BIN) + 1)
-    counts = np.zeros(len(edges) - 1)
-    for table in parquet.tables(results.neighbors, ["similarity"]):
-        counts += np.histogram(np.clip(table["similarity"].to_numpy(), -1, 1), edges)[0]
-    filled = np.flatnonzero(counts)
-    if len(filled) == 0:
-        return None
-    first, last = filled[0], filled[-1] + 1
-    threshold = results.experiment.pairs.threshold
-    return charts.histogram(
-        [("neighbours", counts[first:last])],
-        edges[first : last + 1],
-        "Similarity of each capped document's nearest neighbours",
-        "inner product of the unit embeddings",
-        "neighbours",
-        (threshold, f"threshold {threshold:g}") if edges[first] <= threshold <= edges[last] else None,
-    )
 
 
 def _synthesizer_chart(results: Results) -> Markup:

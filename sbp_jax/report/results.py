@@ -32,6 +32,7 @@ class Results:
     documents: Artifact
     splits: Artifact
     neighbors: Artifact
+    screened: Artifact | None
     pairs: Artifact
     synthesizer: Artifact
     synthesized: Artifact | None
@@ -96,13 +97,13 @@ def document_losses(scored: Iterable[Artifact]) -> DocumentLosses:
     return DocumentLosses(tables[0]["ordinal"].to_numpy(), nats, tables[0]["targets"].to_numpy().astype(np.float64))
 
 
-def rows_at(artifact: Artifact, ordinals: Sequence[int]) -> list[dict[str, Any]]:
+def rows_at(artifact: Artifact, ordinals: Sequence[int], columns: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows with these dense ordinals, in the order asked; only the shards that hold them are read."""
     found: dict[int, dict[str, Any]] = {}
     for first, count, name in _shards(artifact):
         wanted = sorted({ordinal - first for ordinal in ordinals if first <= ordinal < first + count})
         if wanted:
-            rows = _table(artifact, name).take(wanted).to_pylist()
+            rows = _table(artifact, name, columns).take(wanted).to_pylist()
             found |= {first + place: row for place, row in zip(wanted, rows, strict=True)}
     return [found[ordinal] for ordinal in ordinals]
 

@@ -6,12 +6,12 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.config import BASE_ARM, ORACLE_ARM, Arm
 from sbp_jax.model.parameters import count
 from sbp_jax.report.examples import shortened, synthetic_examples
+from sbp_jax.report.pairs import ACCEPTED, TOO_DISTANT, evidence, value_counts
 from sbp_jax.report.results import (
     Curve,
     DocumentLosses,
@@ -37,6 +37,8 @@ def summarize(results: Results) -> dict[str, Any]:
     gains, oracle_gain = _gaps(losses)
     base = results.trained[BASE_ARM][experiment.seeds[0]]
     entries = vocabulary(base)
+    stages = (results.neighbors, results.pairs, results.screened, results.documents)
+    pairs = evidence(*stages, experiment.pairs)
     summary = {
         "name": experiment.name,
         "note": experiment.note,
@@ -47,7 +49,8 @@ def summarize(results: Results) -> dict[str, Any]:
         "arms": arms,
         "gaps": gains,
         "oracle_gain": oracle_gain,
-        "counts": _counts(results, losses[BASE_ARM]),
+        "counts": _counts(results, pairs, losses[BASE_ARM]),
+        "pairs": pairs,
         "synthesizer": _synthesizer(results.synthesizer),
         "examples": [] if results.synthetic is None else synthetic_examples(results.synthetic, results.documents),
     }
@@ -163,14 +166,11 @@ def _gaps(losses: dict[str, DocumentLosses]) -> tuple[list[dict[str, Any]], dict
     return gaps, dict(zip(("nats_per_token", "low", "high"), gain, strict=True))
 
 
-def _counts(results: Results, test: DocumentLosses) -> dict[str, Any]:
+def _counts(results: Results, pairs: dict[str, Any], test: DocumentLosses) -> dict[str, Any]:
     """Documents, pairs and synthetic documents at each step of the way."""
     splits = _value_counts(results.splits, "split")
-    verdicts = _value_counts(results.pairs, "verdict")
-    covered = np.empty(0, np.int64)
-    for table in parquet.tables(results.pairs, ["d1", "verdict"]):
-        accepted = table["d1"].filter(pc.equal(table["verdict"], "accepted"))
-        covered = np.union1d(covered, accepted.to_numpy())
+    rejected = {verdict: n for verdict, n in pairs["verdicts"].items() if verdict not in (ACCEPTED, TOO_DISTANT)}
+    accepted = pairs["verdicts"].get(ACCEPTED, 0)
     counts: dict[str, Any] = {
         "documents": results.documents.rows,
         "skipped": results.documents.stats.get("skipped", 0),
@@ -178,10 +178,10 @@ def _counts(results: Results, test: DocumentLosses) -> dict[str, Any]:
         "test_documents": len(test.ordinals),
         "test_targets": int(test.targets.sum()),
         "neighbors": results.neighbors.rows,
-        "candidates": sum(verdicts.values()),
-        "accepted_pairs": verdicts.pop("accepted", 0),
-        "rejected_pairs": dict(verdicts.most_common()),
-        "documents_with_pairs": len(covered),
+        "candidates": accepted + sum(rejected.values()),
+        "accepted_pairs": accepted,
+        "rejected_pairs": rejected,
+        "documents_with_pairs": pairs["documents_with_pairs"],
     }
     if results.synthesized is not None and results.synthetic is not None:
         finishes = _value_counts(results.synthesized, "finish")
@@ -199,8 +199,7 @@ def _value_counts(artifact: Artifact, column: str, prefix: str = "part") -> Coun
     """How often each value of a column occurs in an artifact."""
     counts: Counter[str] = Counter()
     for table in parquet.tables(artifact, [column], prefix):
-        for entry in pc.value_counts(table[column]):
-            counts[entry["values"].as_py()] += entry["counts"].as_py()
+        counts += value_counts(table[column])
     return counts
 
 

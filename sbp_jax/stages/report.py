@@ -8,7 +8,7 @@ from sbp_jax.report.page import render
 from sbp_jax.report.results import Results
 from sbp_jax.report.summary import summarize
 
-VERSION = 1
+VERSION = 2
 
 
 def run(
@@ -17,6 +17,7 @@ def run(
     documents: Artifact,
     splits: Artifact,
     neighbors: Artifact,
+    screened: Artifact | None = None,
     pairs: Artifact,
     synthesizer: Artifact,
     synthesized: Artifact | None = None,
@@ -37,7 +38,7 @@ def run(
         seeds = experiment.seeds
         return {arm.name: {seed: arms[f"{role}/{arm.name}/{seed}"] for seed in seeds} for arm in experiment.arms}
 
-    made = (documents, splits, neighbors, pairs, synthesizer, synthesized, synthetic)
+    made = (documents, splits, neighbors, screened, pairs, synthesizer, synthesized, synthetic)
     results = Results(experiment, *made, of_arms("trained"), of_arms("scored"))
     summary = summarize(results)
     with output.writing("summary.json") as writing:

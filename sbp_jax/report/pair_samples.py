@@ -1,0 +1,101 @@
+"""Pairs for a reader: a sample of each verdict, side by side, with the shingles marked that both texts have."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sbp_jax.artifacts import Artifact, parquet
+from sbp_jax.report.examples import SHOWN, marked
+from sbp_jax.report.results import rows_at
+from sbp_jax.text.shingles import WORDS
+
+BEFORE = 120  # characters that are shown before the first shared run
+Piece = tuple[str, str]  # text, and its kind as `examples.marked` gives it, or "gap" for what is left out
+
+
+def sample(pairs: Artifact, documents: Artifact, number: int, wanted: list[str] | None = None) -> dict[str, Any]:
+    """At most `number` pairs of each verdict, or of the wanted ones, with the texts of both sides.
+
+    Which pairs is decided by a hash of their two ordinals: chance without a seed, the same whatever the shards are.
+
+    Returns:
+      Lists of rows by verdict, the verdict with most pairs in the sample first where `wanted` says nothing; each row
+      has the columns of the pair and `d1_id`, `d1_text`, `d2_id` and `d2_text`.
+    """
+    best: dict[str, pa.Table] = {}
+    for table in parquet.tables(pairs):
+        table = table.append_column("hash", pa.array(hashes(table["d1"].to_numpy(), table["d2"].to_numpy())))
+        for verdict in pc.unique(table["verdict"]).to_pylist():
+            if wanted is None or verdict in wanted:
+                found = table.filter(pc.equal(table["verdict"], verdict))
+                found = pa.concat_tables([best[verdict], found]) if verdict in best else found
+                places = pc.select_k_unstable(found, number, [("hash", "ascending")])
+                best[verdict] = found.take(places).combine_chunks()
+    order = sorted(best, key=lambda verdict: (verdict != "accepted", verdict))
+    rows = [row for verdict in order for row in best[verdict].drop_columns("hash").to_pylist()]
+    for side in ("d1", "d2"):
+        texts = rows_at(documents, [row[side] for row in rows], ["id", "text"])
+        for row, document in zip(rows, texts, strict=True):
+            row |= {f"{side}_id": document["id"], f"{side}_text": document["text"]}
+    return {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in order}
+
+
+def hashes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """A well-mixed uint64 for each pair of ordinals (the finaliser of SplitMix64, applied to both)."""
+    with np.errstate(over="ignore"):
+        return _mix(_mix(first.astype(np.uint64)) + second.astype(np.uint64))
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def excerpt(text: str, other: str, limit: int = SHOWN) -> list[Piece]:
+    """About `limit` characters of a text, in pieces by what the other one has too.
+
+    They are its beginning, and, where the first shared run of a shingle's length lies beyond that, the text around the
+    run; a piece of kind "gap" tells what is left out.
+    """
+    pieces = marked(text, other, WORDS)
+    place, run = 0, None
+    for piece, kind in pieces:
+        if kind == "run":
+            run = place
+            break
+        place += len(piece)
+    if len(text) <= limit:
+        return pieces
+    if run is None or run < limit * 2 // 3:
+        return [*_cut(pieces, 0, _space(text, limit)), _gap(len(text) - _space(text, limit))]
+    head, start = _space(text, limit // 3), _space(text, run - BEFORE)
+    stop = _space(text, start + limit - limit // 3)
+    middle = [*_cut(pieces, 0, head), _gap(start - head), *_cut(pieces, start, stop)]
+    return middle if stop >= len(text) else [*middle, _gap(len(text) - stop)]
+
+
+def _gap(characters: int) -> Piece:
+    return f" … [{characters:,} more characters] … ", "gap"
+
+
+def _space(text: str, place: int) -> int:
+    """The last end of a word at or before a place, the end of the text past that."""
+    if place >= len(text):
+        return len(text)
+    found = text.rfind(" ", place - 80 if place > 80 else 0, place)
+    return found if found > 0 else place
+
+
+def _cut(pieces: list[Piece], start: int, stop: int) -> list[Piece]:
+    """The pieces between two places of the text that they join to."""
+    cut, place = [], 0
+    for piece, kind in pieces:
+        inside = piece[max(start - place, 0) : max(stop - place, 0)]
+        if inside:
+            cut.append((inside, kind))
+        place += len(piece)
+    return cut
