@@ -22,6 +22,7 @@ from sbp_jax.stages import (
     pairs,
     report,
     score,
+    screen,
     split,
     synthesize,
     tokenize,
@@ -136,10 +137,13 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         lambda: encoder.files(experiment.embedding.model),
     )
     near = add("neighbors", neighbors, {"embeddings": embeddings}, {"neighbors": experiment.neighbors})
+    evaluations = screen.Evaluations(experiment.pairs.decontaminate)
+    inputs = {"documents": real, "splits": splits}
+    screened = add("screened", screen, inputs, {"evaluations": evaluations}, evaluations.files)
     related = add(
         "pairs",
         pairs,
-        {"neighbors": near, "documents": real, "tokens": tokens},
+        {"neighbors": near, "screened": screened, "tokens": tokens},
         {"pairs": experiment.pairs, "context": experiment.tuning.context},
     )
 

@@ -9,7 +9,7 @@ from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
 from sbp_jax.config import Execution, Pairs, Tokenizer
 from sbp_jax.data.rows import RowSource
 from sbp_jax.errors import SbpError
-from sbp_jax.stages import pack_pairs, pairs
+from sbp_jax.stages import pack_pairs, pairs, screen
 from sbp_jax.text.tokenizer import TextTokenizer, train
 
 SETTINGS = Tokenizer(vocab_size=300)
@@ -20,34 +20,62 @@ def sentence(seed: int, words: int = 40) -> str:
 
 
 class Corpus:
-    """Documents, their tokens (as many as words) and neighbours, as artifacts."""
+    """Documents, what was screened of them, their tokens (as many as words) and neighbours, as artifacts."""
 
-    def __init__(self, folder, texts: list[str], neighbors: list[tuple[int, int, float]], per_shard: int = 100):
+    def __init__(
+        self,
+        folder,
+        texts: list[str],
+        neighbors: list[tuple[int, int, float]],
+        per_shard: int = 100,
+        sources: list[str] | None = None,
+        evaluations: tuple[str, ...] = (),
+    ):
         self.folder = folder
-        documents, tokens, found, tokenizer = (self.output(name) for name in ("ingest", "tokens", "nn", "tokenizer"))
-        ordinals = list(range(len(texts)))
-        table = pa.table({"ordinal": ordinals, "text": texts})
-        documents.shard(0, ".parquet", lambda writing: parquet.write(writing, table))
+        names = ("ingest", "splits", "tokens", "nn", "tokenizer")
+        documents, splits, tokens, found, tokenizer = map(self.output, names)
+        for shard, first in enumerate(range(0, len(texts), per_shard)):
+            ordinals = list(range(first, min(first + per_shard, len(texts))))
+            columns = {
+                "text": [texts[i] for i in ordinals],
+                "source": [(sources or ["s"] * len(texts))[i] for i in ordinals],
+            }
+            for output, more in ((documents, columns), (splits, {"split": ["capped"] * len(ordinals)})):
+                part = pa.table({"ordinal": ordinals} | more)
+                output.shard(shard, ".parquet", lambda writing, part=part: parquet.write(writing, part))
         self.ids = [(1000 * place + np.arange(len(text.split()))).astype("<i4") for place, text in enumerate(texts)]
         tokens.shard(0, ".array_record", lambda writing: arrayrecord.write(writing, [i.tobytes() for i in self.ids]))
-        for shard, first in enumerate(range(0, len(neighbors), per_shard)):
-            query, neighbor, similarity = zip(*neighbors[first : first + per_shard], strict=True)
-            columns = {"query": query, "neighbor": neighbor, "similarity": pa.array(similarity, pa.float32())}
-            part = pa.table(columns)
+        neighbors = sorted(neighbors, key=lambda found: (found[0], -found[2], found[1]))
+        bounds = [i for i in range(len(neighbors)) if i == 0 or neighbors[i][0] != neighbors[i - 1][0]]
+        bounds = [b for i, b in enumerate(bounds) if i % max(1, per_shard // 10) == 0] + [len(neighbors)]
+        for shard, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            query, neighbor, similarity = zip(*neighbors[first:last], strict=True)
+            part = pa.table({"query": query, "neighbor": neighbor, "similarity": pa.array(similarity, pa.float32())})
             found.shard(shard, ".parquet", lambda writing, part=part: parquet.write(writing, part))
         self.text_tokenizer: TextTokenizer = train(texts, SETTINGS)
         with tokenizer.writing("tokenizer.json") as writing:
             self.text_tokenizer.save(writing.path)
         counts = {"bytes": 600, "tokens": 100, "documents": len(self.ids)}
-        self.documents, self.tokens, self.neighbors = documents.finish(), tokens.finish(counts), found.finish()
-        self.tokenizer = tokenizer.finish()
+        self.tokens, self.neighbors, self.tokenizer = tokens.finish(counts), found.finish(), tokenizer.finish()
+        self.screened = screen.run(
+            self.output("screened"),
+            documents=documents.finish(),
+            splits=splits.finish(),
+            evaluations=screen.Evaluations(evaluations),
+            execution=Execution(),
+        )
 
     def output(self, name: str) -> Output:
         return Output(epath.Path(self.folder / name), Recipe(name, 1, {}, {}), name)
 
-    def pairs(self, settings: Pairs, context: int = 200, name: str = "pairs") -> Artifact:
-        inputs = {"neighbors": self.neighbors, "documents": self.documents, "tokens": self.tokens}
-        return pairs.run(self.output(name), **inputs, pairs=settings, context=context, execution=Execution())
+    def pairs(self, settings: Pairs, context: int = 200, name: str = "pairs", window: bool = True) -> Artifact:
+        inputs = {"neighbors": self.neighbors, "screened": self.screened, "tokens": self.tokens}
+        config = {"pairs": settings, "context": context, "window": window}
+        return pairs.run(self.output(name), **inputs, **config, execution=Execution())
+
+    def verdicts(self, settings: Pairs, name: str = "pairs") -> dict[tuple[int, int], str]:
+        table = parquet.read(self.pairs(settings, name=name)).to_pylist()
+        return {(row["d1"], row["d2"]): row["verdict"] for row in table}
 
     def pack(
         self, accepted: Artifact, part: str, validation: float = 0.3, context: int = 200, seed: int = 0
@@ -70,38 +98,44 @@ def test_planted_copies_and_long_pairs_are_rejected_with_evidence(tmp_path):
     texts = [sentence(0), sentence(1), sentence(2, 120), sentence(3, 80)]
     texts += [f"An introduction. {sentence(0)} And an end.", sentence(1)[: len(sentence(1)) // 4] + sentence(5)]
     neighbors = [
-        (0, 4, 0.99),
-        (0, 1, 0.8),
-        (1, 2, 0.8),
-        (2, 3, 0.8),
-        (3, 2, 0.7),
-        (1, 5, 0.75),
-        (5, 1, 0.5),
-        (4, 0, 0.3),
+        *[(0, 4, 0.99), (0, 1, 0.8), (1, 2, 0.8), (1, 5, 0.75), (2, 3, 0.8), (3, 2, 0.7)],
+        *[(4, 0, 0.3), (5, 1, 0.5), (5, 2, 0.46)],
     ]
     # 120 + 80 words with E, S and E are 203 tokens: one too many for a row of context 201, which holds 202.
     for context, verdict in ((201, "too_long"), (202, "accepted")):
         corpus = Corpus(tmp_path / str(context), texts, neighbors, per_shard=3)
         artifact = corpus.pairs(Pairs(threshold=0.5, minimum=1), context)
         rows = {(row["d1"], row["d2"]): row for row in parquet.read(artifact).to_pylist()}
-        assert list(rows) == [pair[:2] for pair in neighbors[:-1]]  # in order, and what equals the threshold is in
-        assert [row["verdict"] for row in rows.values()] == [
-            "near_duplicate",
-            *["accepted"] * 2,
-            *[verdict] * 2,
-            *["accepted"] * 2,
-        ]
+        assert {pair: row["verdict"] for pair, row in rows.items()} == {
+            (0, 4): "near_duplicate",
+            (0, 1): "accepted",
+            (1, 2): "accepted",
+            (1, 5): "accepted",
+            (2, 3): verdict,
+            (3, 2): verdict,
+            (5, 1): "accepted",  # what equals the threshold is in
+            (5, 2): "too_distant",
+        }
+        assert list(rows) == [pair[:2] for pair in neighbors if pair[:2] != (4, 0)]
         copy = rows[0, 4]
         assert copy["containment"] == 1 and 0.7 < copy["jaccard"] < 1 and copy["tokens"] == 40 + 45 + 3
-        assert rows[0, 1]["containment"] == rows[0, 1]["jaccard"] == 0
+        assert (copy["shared"], copy["boilerplate"]) == (28, 0) and copy["length_ratio"] == np.float32(40 / 45)
+        assert rows[0, 1]["containment"] == rows[0, 1]["jaccard"] == rows[0, 1]["shared"] == 0
         assert rows[2, 3]["tokens"] == rows[3, 2]["tokens"] == 203
+        assert [row["rank"] for row in rows.values()] == [0, 1, 0, 1, 0, 0, 0, 1]
+        assert {pair: row["target_rank"] for pair, row in rows.items() if pair[1] in (1, 2)} == {
+            **{(0, 1): 0, (5, 1): 1},
+            **{(1, 2): 0, (3, 2): 1, (5, 2): 2},
+        }
+        assert {pair for pair, row in rows.items() if row["mutual"]} == {(2, 3), (3, 2), (1, 5), (5, 1)}
         assert {row["rule_version"] for row in rows.values()} == {pairs.VERSION}
         stats = artifact.stats
         too_long = 2 if verdict == "too_long" else 0
-        assert (stats["candidates"], stats["accepted"]) == (7, 6 - too_long)
+        assert (stats["candidates"], stats["accepted"], stats["too_distant"]) == (7, 6 - too_long, 1)
         assert (stats["near_duplicate"], stats["too_long"]) == (1, too_long)
         assert stats["documents_covered"] == (4 if too_long else 5)
-        assert stats["similarity_histogram"]["0.80"] == 3 and sum(stats["similarity_histogram"].values()) == 8
+        assert stats["similarity_histogram"]["0.80"] == 3 and sum(stats["similarity_histogram"].values()) == 9
+        assert not (tmp_path / str(context) / "pairs" / "scratch").exists()
 
 
 def ladder(folder, texts: list[str] | None = None) -> Corpus:
@@ -128,7 +162,7 @@ def test_too_few_pairs_is_an_error_that_names_a_threshold_that_works(tmp_path):
 
 def test_a_corpus_of_copies_is_told_how_many_were_copies(tmp_path):
     corpus = ladder(tmp_path, [sentence(0)] * 11)
-    with pytest.raises(SbpError, match="0 pairs .*100 near-duplicates and 0 too long"):
+    with pytest.raises(SbpError, match="0 pairs .*rejected: near_duplicate 100"):
         corpus.pairs(Pairs(threshold=0.1, minimum=1))
 
 

@@ -61,7 +61,9 @@ def test_a_changed_field_makes_again_exactly_what_depends_on_it(experiment, tmp_
     before, after = keys(experiment, tmp_path), keys(override(experiment, assignment), tmp_path)
     changed = {name for name in before if before[name] != after[name]}
     if again is None:
-        kept = {"documents"} if assignment.startswith("splits") else {"documents", "splits", "embeddings", "neighbors"}
+        kept = {"documents"}
+        if assignment.startswith("tokenizer"):
+            kept |= {"splits", "embeddings", "neighbors", "screened"}
         assert changed == set(before) - kept
     else:
         assert changed == again

@@ -1,0 +1,132 @@
+"""The screened documents as readers want them: columns and shingles mapped into memory, by place among them all.
+
+A document's place is its row over all shards. Whatever is derived from all documents is written to a scratch folder,
+file by file, so that a killed run finds what it had finished.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import xxhash
+from etils import epath
+
+from sbp_jax.artifacts import Artifact, Output, arrayrecord, parquet
+from sbp_jax.errors import SbpError
+from sbp_jax.text.shared_shingles import Gathered
+
+BATCH = 4096  # records of tokens read at a time
+COLUMNS = np.dtype(
+    [
+        ("ordinal", "<i8"),
+        ("tokens", "<i4"),
+        ("language", "<i4"),  # a code that only this run knows; 0: undetermined
+        ("source", "<u8"),  # a hash
+        ("contaminated", "?"),
+    ]
+)
+
+
+def mapped(path: epath.Path) -> np.ndarray:
+    """A .npy file mapped into memory, or read where it lies in a bucket."""
+    if os.path.exists(path) and path.stat().length > 128:  # an array without elements is a header and nothing to map
+        return np.asarray(np.load(path, mmap_mode="r"))
+    with path.open("rb") as stream:
+        return np.load(stream)
+
+
+def save(output: Output, name: str, array: np.ndarray) -> None:
+    with output.writing(name) as writing:
+        with writing.path.open("wb") as stream:
+            np.save(stream, array)
+        writing.rows = len(array)
+
+
+def save_parts(output: Output, name: str, parts: Sequence[np.ndarray]) -> None:
+    """Writes the parts one after another, without all of them in memory."""
+    if sum(map(len, parts)) == 0:
+        save(output, name, parts[0])
+        return
+    with output.writing(name) as writing:
+        whole = np.lib.format.open_memmap(writing.path, "w+", parts[0].dtype, (sum(map(len, parts)),))
+        np.concatenate(parts, out=whole)
+        whole.flush()
+        writing.rows = len(whole)
+
+
+def columns(scratch: Output, screened: Artifact, tokens: Artifact) -> np.ndarray:
+    """The columns of all documents, mapped into memory.
+
+    Raises:
+      SbpError: a document without tokens.
+    """
+    if not scratch.has("documents.npy"):
+        codes: dict[str, int] = {"und": 0}
+        records = arrayrecord.source(tokens)
+        with scratch.writing("documents.npy") as writing:
+            rows = np.lib.format.open_memmap(writing.path, "w+", COLUMNS, (screened.rows,))
+            first = 0
+            for table in parquet.tables(screened, ["ordinal", "language", "source", "contaminated_by"]):
+                part = rows[first : first + table.num_rows]
+                part["ordinal"] = table["ordinal"].to_numpy()
+                part["language"] = [codes.setdefault(name, len(codes)) for name in table["language"].to_pylist()]
+                part["source"] = [xxhash.xxh3_64_intdigest(name.encode()) for name in table["source"].to_pylist()]
+                part["contaminated"] = table["contaminated_by"].to_numpy(zero_copy_only=False) != ""
+                if table.num_rows and part["ordinal"][-1] >= len(records):
+                    raise SbpError(
+                        f"{tokens.path} has {len(records):,} documents and none with ordinal {part['ordinal'][-1]},"
+                        " which was screened; run `sbp clean`, then `sbp run`"
+                    )
+                part["tokens"] = np.concatenate([np.empty(0, np.int32), *_lengths(records, part["ordinal"])])
+                first += table.num_rows
+            rows.flush()
+    return mapped(scratch.path / "documents.npy")
+
+
+def _lengths(records: arrayrecord.ArrayRecordDataSource, ordinals: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(ordinals), BATCH):
+        batch = records.__getitems__(ordinals[start : start + BATCH].tolist())
+        yield np.array([len(record) // 4 for record in batch], np.int32)
+
+
+class Shingles:
+    """The shingles of all documents, mapped into memory.
+
+    Attributes:
+      offsets: int64 [documents + 1], where the shingles of each document begin among all of them.
+      bases: int64 [shards + 1], where those of each shard begin.
+    """
+
+    def __init__(self, screened: Artifact, own: Sequence[np.ndarray]):
+        """Args: the screened documents, and for each shard whether each shingle is its document's own."""
+        self._own = own
+        self._shards = [mapped(path) for path in screened.shards(".npy", "hashes")]
+        offsets = [mapped(path) for path in screened.shards(".npy", "offsets")]
+        self.bases = np.cumsum([0, *map(len, self._shards)])
+        parts = [part[:-1] + base for part, base in zip(offsets, self.bases[:-1], strict=True)]
+        self.offsets = np.concatenate([*parts, self.bases[-1:]])
+
+    def gather(self, places: np.ndarray) -> Gathered:
+        """The shingles of the documents at these places, in the order given."""
+        starts, ends = self.offsets[places], self.offsets[places + 1]
+        shards = np.searchsorted(self.bases, starts, side="right") - 1
+        bases = self.bases[shards]
+        views = [
+            self._shards[shard][start:end]
+            for shard, start, end in zip(
+                shards.tolist(), (starts - bases).tolist(), (ends - bases).tolist(), strict=True
+            )
+            if start < end
+        ]
+        lengths = ends - starts
+        where = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        return Gathered(np.concatenate([np.empty(0, np.uint64), *views]), lengths, where)
+
+    def are_own(self, where: np.ndarray) -> np.ndarray:
+        """Whether the shingles at these places among all of them are their document's own, and no boilerplate."""
+        result = np.empty(len(where), bool)
+        shards = np.searchsorted(self.bases, where, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            chosen = shards == shard
+            result[chosen] = self._own[shard][where[chosen] - self.bases[shard]]
+        return result
