@@ -12,7 +12,7 @@ from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
 from sbp_jax.config import Execution, MeshShape, Neighbors
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel.mesh import build_mesh
-from sbp_jax.search import exact, scann_search
+from sbp_jax.search import backends, bucketed, exact, scann_search
 from sbp_jax.search.ranking import MISSING
 from sbp_jax.stages import neighbors as stage
 
@@ -31,31 +31,16 @@ def straightforward(vectors: np.ndarray, top_k: int) -> tuple[np.ndarray, np.nda
     return order, np.take_along_axis(scores, order, axis=1)
 
 
+def search_exactly(vectors: np.ndarray, queries: np.ndarray, top_k: int, **sizes: int):
+    resident = exact.place(lambda a, b: vectors[a:b], 0, len(vectors), vectors.shape[1], build_mesh(MeshShape(**sizes)))
+    return exact.search(resident, queries, top_k)
+
+
 def scann(vectors: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     pytest.importorskip("scann")
     chosen = scann_search.settings(len(vectors), neighbors)
     index = scann_search.build(vectors, chosen)
     return scann_search.search(index, vectors, np.arange(len(vectors)), chosen)
-
-
-def test_exact_search_over_blocks_is_a_full_sort(monkeypatch):
-    """Guards the seams: last blocks that are moved back, padded queries, indices of a block."""
-    monkeypatch.setattr(exact, "BLOCK", 64)
-    monkeypatch.setattr(exact, "QUERIES", 56)
-    vectors = clustered(201)
-    indices, similarities = exact.search(vectors, np.arange(201), 7, build_mesh(MeshShape()))
-    expected, expected_similarities = straightforward(vectors, 7)
-    np.testing.assert_array_equal(indices, expected)
-    np.testing.assert_allclose(similarities, expected_similarities, atol=1e-6)
-    some = np.array([200, 3, 64])
-    np.testing.assert_array_equal(exact.search(vectors, some, 7, build_mesh(MeshShape()))[0], expected[some])
-
-
-def test_equal_similarities_come_by_rising_index_also_across_blocks(monkeypatch):
-    monkeypatch.setattr(exact, "BLOCK", 4)
-    vectors = np.eye(8, dtype=np.float32)[[0, 1, 0, 1, 0, 0, 1, 0, 0, 0, 2]]
-    indices, _ = exact.search(vectors, np.array([4, 10]), 3, build_mesh(MeshShape()))
-    assert indices.tolist() == [[0, 2, 5], [0, 1, 2]]
 
 
 @pytest.mark.parametrize("search", ["exact", "scann"])
@@ -65,7 +50,7 @@ def test_among_exact_duplicates_the_query_is_dropped_by_its_index(search):
     copies = np.arange(100, 130)
     vectors[copies] = vectors[7]
     if search == "exact":
-        indices, similarities = exact.search(vectors, np.arange(900), 5, build_mesh(MeshShape()))
+        indices, similarities = search_exactly(vectors, np.arange(900), 5)
     else:
         indices, similarities = scann(vectors, Neighbors(top_k=5))
     assert not np.any(indices == np.arange(900)[:, None])
@@ -118,9 +103,9 @@ def test_two_processes_find_the_same_neighbours():
 
 
 def test_settings_are_derived_from_the_number_of_documents_and_never_exceed_it():
-    assert scann_search.settings(1_000_000, Neighbors(top_k=200)) == scann_search.Settings(200, 1000, 100, 800)
-    assert scann_search.settings(600, Neighbors(top_k=20)) == scann_search.Settings(20, 24, 24, 80)
-    assert scann_search.settings(10, Neighbors(top_k=20)) == scann_search.Settings(9, 3, 3, 10)
+    assert scann_search.settings(1_000_000, Neighbors(top_k=200)) == scann_search.Settings(200, 1000, 100, 800, 80_000)
+    assert scann_search.settings(600, Neighbors(top_k=20)) == scann_search.Settings(20, 24, 24, 80, 600)
+    assert scann_search.settings(10, Neighbors(top_k=20)) == scann_search.Settings(9, 3, 3, 10, 10)
     assert scann_search.settings(5000, Neighbors(20, leaves=9, leaves_to_search=2, reorder=5)).reorder == 21
 
 
@@ -136,10 +121,10 @@ def embeddings(folder, vectors: np.ndarray, step: int = 3, name: str = "embed") 
     return output.finish()
 
 
-def run(folder, vectors: np.ndarray, neighbors: Neighbors, name: str = "neighbors") -> Artifact:
+def run(folder, vectors: np.ndarray, neighbors: Neighbors, name: str = "neighbors", **options) -> Artifact:
     output = Output(epath.Path(folder / name), Recipe("neighbors", 1, {}, {}), "neighbors")
     made = embeddings(folder, vectors, name=f"embed_{name}")
-    return stage.run(output, embeddings=made, neighbors=neighbors, execution=Execution())
+    return stage.run(output, embeddings=made, neighbors=neighbors, execution=Execution(), **options)
 
 
 def test_the_stage_writes_ordinals_and_a_killed_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):
@@ -150,16 +135,16 @@ def test_the_stage_writes_ordinals_and_a_killed_run_resumes_to_the_same_bytes(tm
     expected, _ = straightforward(vectors, 6)
     assert table["query"].to_pylist() == np.repeat(3 * np.arange(100), 6).tolist()
     assert table["neighbor"].to_pylist() == (3 * expected.ravel()).tolist()
-    assert whole.stats["backend"] == "exact" and "fewer than 512" in whole.stats["backend_reason"]
+    assert whole.stats["backend"] == "exact" and "fewer than 4,096" in whole.stats["backend_reason"]
     assert whole.stats["recall_at_k"] == 1 and whole.stats["audited_queries"] == 100
 
     calls = []
 
-    def dies(vectors, queries, top_k, mesh):
+    def dies(resident, queries, top_k):
         calls.append(len(queries))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return search(vectors, queries, top_k, mesh)
+        return search(resident, queries, top_k)
 
     search = exact.search
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -170,33 +155,172 @@ def test_the_stage_writes_ordinals_and_a_killed_run_resumes_to_the_same_bytes(tm
     assert resumed.files == whole.files and resumed.stats == whole.stats
 
 
-def test_the_audit_notices_a_search_that_misses_neighbours(tmp_path):
-    pytest.importorskip("scann")
+@pytest.mark.parametrize("backend", ["scann", "bucketed"])
+def test_the_audit_notices_a_search_that_misses_neighbours(tmp_path, backend):
+    if backend == "scann":
+        pytest.importorskip("scann")
     vectors = clustered(1200, clusters=300)
-    good = run(tmp_path, vectors, Neighbors(top_k=10), "good")
-    poor = run(tmp_path, vectors, Neighbors(top_k=10, leaves_to_search=1), "poor")
-    assert good.stats["backend"] == "scann" and good.stats["settings"]["leaves"] == 35
+    good = run(tmp_path, vectors, Neighbors(backend, top_k=10), "good")
+    poor = run(tmp_path, vectors, Neighbors(backend, top_k=10, leaves=35, leaves_to_search=1), "poor")
+    assert good.stats["backend"] == backend and good.stats["audited_queries"] == 500
     assert good.stats["recall_at_k"] > 0.95 > 0.8 > poor.stats["recall_at_k"]
-    assert good.stats["audited_queries"] == 200
+    for name in ("recall_at_1", "recall_at_10", "recall_above_threshold"):
+        assert good.stats[name] > poor.stats[name] > 0
+    assert not (good.path / stage.SCRATCH).exists()
 
 
-def test_where_scann_is_absent_the_search_is_exact_and_says_so(tmp_path, monkeypatch):
+def test_the_audit_counts_what_a_search_left_out(tmp_path, monkeypatch):
+    """Every second query's nearest neighbour is left out of what is written: half of recall at 1, a tenth of at 10."""
+    vectors = clustered(100)
+    write = stage._write
+
+    def leaves_out(writing, ordinals, start, indices, similarities):
+        indices[::2, 0] = MISSING
+        write(writing, ordinals, start, indices, similarities)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "_write", leaves_out)
+        stats = run(tmp_path, vectors, Neighbors(top_k=20), "lossy", threshold=0.6).stats
+    _, true = straightforward(vectors, 20)
+    above = true >= 0.6
+    assert stats["recall_at_1"] == pytest.approx(0.5)
+    assert stats["recall_at_10"] == pytest.approx(0.95)
+    assert stats["recall_at_k"] == pytest.approx(0.975)
+    assert stats["audited_pairs_above_threshold"] == above.sum()
+    assert stats["recall_above_threshold"] == pytest.approx(1 - above[::2, 0].sum() / above.sum(), abs=1e-6)
+    assert stats["recall_above"]["0.60"] == stats["recall_above_threshold"]
+
+
+def test_the_backend_follows_from_size_settings_and_what_is_installed(monkeypatch):
+    def chosen(n, backend="auto", memory=16 << 30):
+        return backends.choose(n, 384, Neighbors(backend), 1, memory)
+
+    assert chosen(1000).backend == "exact" and chosen(10**9).backend == "bucketed"
+    assert chosen(100, "bucketed").backend == "bucketed"
+    assert chosen(100, "scann").backend == "exact" and "fewer than 512" in chosen(100, "scann").reason
+    pytest.importorskip("scann")
+    assert chosen(10**5, "scann").settings["partitions"] == 1
+    assert chosen(10**7, "scann").settings["partitions"] == 6  # three times 15.4 GB, in halves of 16 GiB
     monkeypatch.setitem(sys.modules, "scann", None)
-    artifact = run(tmp_path, clustered(600), Neighbors(top_k=3))
-    assert artifact.stats["backend"] == "exact" and "cannot be imported" in artifact.stats["backend_reason"]
-    assert artifact.stats["recall_at_k"] == 1
+    assert chosen(10**5, "scann").backend == "exact" and "cannot be imported" in chosen(10**5, "scann").reason
 
 
-def test_more_neighbours_than_documents_gives_all_of_them(tmp_path):
-    assert run(tmp_path, clustered(5), Neighbors(top_k=20)).rows == 5 * 4
+BACKENDS = ("exact", "scann", "bucketed")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_neighbours_than_documents_gives_all_of_them(tmp_path, backend):
+    assert run(tmp_path, clustered(5), Neighbors(backend, top_k=20)).rows == 5 * 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_identical_documents_all_get_others_and_the_same_ones_each_time(tmp_path, backend):
+    """All similarities tie, buckets cannot be split, and a tree has one leaf that holds all."""
+    if backend == "scann":
+        pytest.importorskip("scann")
+    vectors = np.repeat(clustered(1), 700, axis=0)
+    made = [run(tmp_path, vectors, Neighbors(backend, top_k=7), f"{backend}{turn}") for turn in range(2)]
+    table = parquet.read(made[0])
+    query, neighbor = (table[name].to_numpy().reshape(700, 7) for name in ("query", "neighbor"))
+    assert np.all(neighbor != query) and all(len(set(row)) == 7 for row in neighbor.tolist())
+    np.testing.assert_allclose(table["similarity"].to_numpy(), 1, atol=1e-5)
+    assert made[0].files == made[1].files
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
-def test_a_broken_embedding_is_named_by_its_ordinal(tmp_path, value):
+def test_a_broken_embedding_is_named_by_its_ordinal(tmp_path, value, backend):
     """One vector that is not a number makes every similarity with it meaningless, silently."""
-    vectors = clustered(40)
-    vectors[21] = value
-    with pytest.raises(SbpError, match="1 embeddings are zero or not finite, .* ordinal 63"):
-        run(tmp_path, vectors, Neighbors())
+    vectors = clustered(600)
+    vectors[521] = value
+    with pytest.raises(SbpError, match="1 embeddings of .*00001.* are zero or not finite, .* ordinal 1563"):
+        run(tmp_path, vectors, Neighbors(backend))
+
+
+def test_one_document_has_no_neighbour(tmp_path):
     with pytest.raises(SbpError, match="fewer than two documents"):
-        run(tmp_path, vectors[:1], Neighbors(), "one")
+        run(tmp_path, clustered(1), Neighbors())
+
+
+@pytest.mark.parametrize("backend", ["scann", "bucketed"])
+def test_an_index_of_other_vectors_is_refused(tmp_path, backend, monkeypatch):
+    """Its neighbours would be those of other documents, and look like any."""
+    if backend == "scann":
+        pytest.importorskip("scann")
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(stage, "_write", dies)
+        run(tmp_path, clustered(600), Neighbors(backend, top_k=5), "killed")
+    output = Output(epath.Path(tmp_path / "killed"), Recipe("neighbors", 1, {}, {}), "neighbors")
+    other = embeddings(tmp_path, clustered(600, seed=1), name="other")
+    with pytest.raises(SbpError, match="built from other vectors"):
+        stage.run(output, embeddings=other, neighbors=Neighbors(backend, top_k=5), execution=Execution())
+
+
+@pytest.mark.parametrize("backend", ["scann", "bucketed"])
+def test_a_killed_search_goes_on_with_what_it_had_built(tmp_path, backend, monkeypatch):
+    if backend == "scann":
+        pytest.importorskip("scann")
+    monkeypatch.setattr(stage, "QUERIES_PER_SHARD", 400)
+    neighbors = Neighbors(backend, top_k=5)
+    whole = run(tmp_path, clustered(1000), neighbors, "whole")
+    write = stage._write
+
+    def dies(writing, ordinals, start, *rest):
+        if start == 400:
+            raise KeyboardInterrupt
+        write(writing, ordinals, start, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(stage, "_write", dies)
+        run(tmp_path, clustered(1000), neighbors, "killed")
+
+    def builds_again(*_):
+        raise AssertionError("what a killed run had built was built again")
+
+    monkeypatch.setattr(scann_search, "build", builds_again)
+    monkeypatch.setattr(bucketed, "join", builds_again)
+    resumed = run(tmp_path, clustered(1000), neighbors, "killed")
+    assert resumed.files == whole.files and resumed.stats == whole.stats
+
+
+def accepted(folder, pairs: list[tuple[int, int, str]]) -> Artifact:
+    """Pairs as their stage writes them, in two shards, those of one d1 together."""
+    output = Output(epath.Path(folder / "pairs"), Recipe("pairs", 1, {}, {}), "pairs")
+    half = next(place for place, pair in enumerate(pairs) if 2 * place >= len(pairs) and pair[0] != pairs[place - 1][0])
+    for shard, part in enumerate((pairs[:half], pairs[half:])):
+        d1, d2, verdict = (list(column) for column in zip(*part, strict=True))
+        table = pa.table({"d1": d1, "d2": d2, "verdict": verdict})
+        output.shard(shard, ".parquet", lambda writing, table=table: parquet.write(writing, table))
+    return output.finish()
+
+
+def test_random_pairs_keep_the_number_of_each_seed_and_no_real_neighbour(tmp_path):
+    """The control must differ from the method in nothing but which documents are paired."""
+    vectors = clustered(400, clusters=4)
+    indices, _ = straightforward(vectors, 6)
+    pairs = [
+        (3 * d1, 3 * int(d2), "accepted" if (d1 + rank) % 3 else "near_duplicate")
+        for d1 in range(0, 400, 2)
+        for rank, d2 in enumerate(indices[d1][: 1 + d1 % 6])
+    ]
+    like = accepted(tmp_path, pairs)
+    made = run(tmp_path, vectors, Neighbors(), "control", threshold=0.4, like=like)
+    table = parquet.read(made).to_pydict()
+    assert table["query"] == [d1 for d1, _, verdict in pairs if verdict == "accepted"]
+    d1, d2 = np.array(table["query"]) // 3, np.array(table["neighbor"]) // 3
+    true = np.sum(vectors[d1] * vectors[d2], axis=1)
+    np.testing.assert_allclose(table["similarity"], true, atol=1e-6)
+    assert np.all(true < 0.4) and np.all(d1 != d2) and len(set(zip(d1, d2, strict=True))) == len(d1)
+    assert len(set(d2.tolist())) > 150  # they are spread over the documents
+    again = run(tmp_path, vectors, Neighbors(), "again", threshold=0.4, like=like)
+    assert again.files == made.files and again.stats["undrawn"] == 0
+
+
+def test_a_random_pair_is_given_up_where_all_documents_are_related(tmp_path):
+    like = accepted(tmp_path, [(0, 3, "accepted"), (3, 0, "accepted")])
+    made = run(tmp_path, np.repeat(clustered(1), 9, axis=0), Neighbors(), "none", like=like)
+    assert made.rows == 0 and made.stats["undrawn"] == 2

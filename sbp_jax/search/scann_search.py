@@ -6,19 +6,23 @@ Legend: N vectors, Q queries, D width, K results.
 
 import math
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sbp_jax.config import Neighbors
 from sbp_jax.search.ranking import MISSING, finish
+from sbp_jax.search.shuffle import check_stamp
 
 SMALLEST = 512  # with fewer vectors exact search is as fast, and hashing has too little to learn from
+SAMPLE, LEAST_SAMPLE = 80, 10_000  # vectors that a leaf is trained on, and all leaves at least: more change little
 SPARE = 8  # candidates more than needed, so that rounding at the last place does not decide who is in
 
 
@@ -30,10 +34,10 @@ class Settings:
     leaves: int
     leaves_to_search: int
     reorder: int
+    training_sample: int
     dimensions_per_block: int = 2
     anisotropic_threshold: float = 0.2
     soar_lambda: float = 1.5
-    training_sample: int = 100_000
     smallest_leaf: int = 10
 
 
@@ -43,7 +47,8 @@ def settings(n: int, neighbors: Neighbors) -> Settings:
     leaves = min(neighbors.leaves or round(math.sqrt(n)), n)
     leaves_to_search = neighbors.leaves_to_search or max(math.ceil(leaves / 10), 30)
     reorder = max(neighbors.reorder or 4 * top_k, top_k + 1)  # the query itself takes one of the places
-    return Settings(top_k, leaves, min(leaves_to_search, leaves), min(reorder, n))
+    sample = min(max(SAMPLE * leaves, LEAST_SAMPLE), n)
+    return Settings(top_k, leaves, min(leaves_to_search, leaves), min(reorder, n), sample)
 
 
 def unavailable() -> str | None:
@@ -63,7 +68,7 @@ def build(vectors_ND: np.ndarray, chosen: Settings) -> Any:
     builder = builder.tree(
         num_leaves=chosen.leaves,
         num_leaves_to_search=chosen.leaves_to_search,
-        training_sample_size=min(chosen.training_sample, len(vectors_ND)),
+        training_sample_size=chosen.training_sample,
         min_partition_size=chosen.smallest_leaf,
         random_init=False,
         soar_lambda=chosen.soar_lambda,
@@ -73,6 +78,36 @@ def build(vectors_ND: np.ndarray, chosen: Settings) -> Any:
     )
     with _quiet():
         return builder.reorder(chosen.reorder).build()
+
+
+def opened(vectors_ND: np.ndarray, chosen: Settings, fingerprint: str, folder: Path) -> Any:
+    """The index that was saved in a folder, or else a new one, saved there.
+
+    Args:
+      fingerprint: of the vectors.
+
+    Raises:
+      SbpError: the folder holds an index of other vectors or settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    check_stamp(folder, {"vectors": fingerprint, "settings": asdict(chosen)})
+    saved = folder / "index"
+    if saved.exists():
+        return load(saved)
+    index, growing = build(vectors_ND, chosen), folder / "growing"
+    shutil.rmtree(growing, ignore_errors=True)
+    growing.mkdir()
+    with _quiet():
+        index.serialize(str(growing.absolute()), relative_path=True)
+    growing.rename(saved)
+    return index
+
+
+def load(folder: Path) -> Any:
+    from scann import scann_ops_pybind
+
+    with _quiet():
+        return scann_ops_pybind.load_searcher(str(folder.absolute()))
 
 
 @contextmanager
@@ -106,10 +141,14 @@ def search(index: Any, vectors_ND: np.ndarray, queries: np.ndarray, chosen: Sett
       Indices, int64 [Q, top_k], and inner products, float32 [Q, top_k], as from `exact.search`; index -1 where the
       leaves that were searched hold too few.
     """
+    return finish(vectors_ND, queries, candidates(index, vectors_ND[queries], chosen), chosen.top_k)
+
+
+def candidates(index: Any, queries_QD: np.ndarray, chosen: Settings) -> np.ndarray:
+    """What the index finds for any query vectors, int64 [Q, K], a few more than `top_k` and in no certain order."""
     wanted = min(chosen.top_k + 1 + SPARE, chosen.reorder)
     indices_QK, similarities_QK = index.search_batched_parallel(
-        vectors_ND[queries], wanted, chosen.reorder, chosen.leaves_to_search
+        queries_QD, wanted, chosen.reorder, chosen.leaves_to_search
     )
     # ScaNN fills up a short result with index 0 and a similarity that is not a number.
-    indices_QK = np.where(np.isnan(similarities_QK), MISSING, indices_QK.astype(np.int64))
-    return finish(vectors_ND, queries, indices_QK, chosen.top_k)
+    return np.where(np.isnan(similarities_QK), MISSING, indices_QK.astype(np.int64))

@@ -1,128 +1,165 @@
-"""Stage `neighbors`: the nearest other documents of each embedded document."""
+"""Stage `neighbors`: the nearest other documents of each embedded document, or for the control random others."""
 
-import dataclasses
-from collections.abc import Callable
-from functools import partial
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
 
 from sbp_jax.artifacts import Artifact, Output, parquet
-from sbp_jax.artifacts.artifact import Writing
+from sbp_jax.artifacts.artifact import MARKERS, Writing, read_json
 from sbp_jax.config import Execution, Neighbors
 from sbp_jax.errors import SbpError
-from sbp_jax.parallel.mesh import one_host_mesh
+from sbp_jax.parallel import hosts
+from sbp_jax.parallel.mesh import build_mesh, one_host_mesh
 from sbp_jax.progress import progress
-from sbp_jax.search import exact, scann_search
+from sbp_jax.search import backends, random_pairs
+from sbp_jax.search.audit import audit
 from sbp_jax.search.ranking import MISSING
+from sbp_jax.search.vectors import Stored
 
-VERSION = 1
+VERSION = 2
 QUERIES_PER_SHARD = 10_000
-AUDITED = 200  # queries whose neighbours are compared with exact ones
+SCRATCH = "scratch"  # indexes and buckets of a run that goes on; gone once the artifact is complete
 SCHEMA = pa.schema([("query", pa.int64()), ("neighbor", pa.int64()), ("similarity", pa.float32())])
 
-Search = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # queries [Q] to indices and similarities [Q, K]
 
-
-def run(output: Output, *, embeddings: Artifact, neighbors: Neighbors, execution: Execution) -> Artifact:
+def run(
+    output: Output,
+    *,
+    embeddings: Artifact,
+    neighbors: Neighbors,
+    execution: Execution,
+    threshold: float = 0.75,
+    like: Artifact | None = None,
+) -> Artifact:
     """Writes `query`, `neighbor` (ordinals) and `similarity`, ordered by query and falling similarity.
 
-    The manifest tells which search ran and why, with which settings, and how many of the true neighbours it found.
+    The manifest tells which search ran and why, with which settings, and how many of the true neighbours it found. All
+    hosts run it: the exact search is one program on all their devices, the others are divided among them.
+
+    Args:
+      threshold: least similarity of a pair; of what is searched it decides nothing, the audit counts with it.
+      like: pairs, each accepted one of which becomes a random pair with the same d1, below the threshold: the control.
 
     Raises:
-      SbpError: a vector that is zero or not finite, or fewer than two documents.
+      SbpError: a vector that is zero or not finite, fewer than two documents, or an index of other vectors.
     """
-    ordinals, vectors = _vectors(embeddings)
-    mesh = one_host_mesh(execution.mesh)
-    backend, reason = _choose(len(vectors))
-    shards = [
-        np.arange(start, min(start + QUERIES_PER_SHARD, len(vectors)))
-        for start in range(0, len(vectors), QUERIES_PER_SHARD)
-    ]
-    search: Search | None = None
-    with progress(output.label, len(vectors), "documents") as counter:
-        for index, queries in enumerate(shards):
-            if output.has(_name(index)):
-                counter.skip(len(queries))
-                continue
-            search = search or _search(backend, vectors, neighbors, mesh)
-            indices, similarities = search(queries)
-            with output.writing(_name(index)) as writing:
-                _write(writing, ordinals, queries, indices, similarities)
-            counter.advance(len(queries))
-    stats: dict[str, Any] = {"backend": backend, "backend_reason": reason}
-    if backend == "scann":
-        stats["settings"] = dataclasses.asdict(scann_search.settings(len(vectors), neighbors))
-    return output.finish(stats | _audit(output, len(shards), ordinals, vectors, neighbors, mesh))
+    stored = Stored(embeddings)
+    if len(stored) < 2:
+        raise SbpError(f"{embeddings.path} has fewer than two documents, so none has a neighbour; raise splits.capped")
+    with _scratch(output) as folder:
+        if like is not None:
+            return output.finish(_random(output, like, stored, threshold, folder))
+        choice = backends.choose(len(stored), stored.width, neighbors, jax.device_count())
+        shards = range(0, len(stored), QUERIES_PER_SHARD)
+        names = [_name(index) for index in range(len(shards))]
+        process, processes = jax.process_index(), jax.process_count()
+        own = set(output.apart(names, process, processes))
+        everybody = choice.backend == "exact"
+        missing = _union(names, own) if everybody else own
+        search: backends.Search | None = None
+        with progress(output.label, len(stored), "documents") as counter:
+            for start, name in zip(shards, names, strict=True):
+                stop = min(start + QUERIES_PER_SHARD, len(stored))
+                if name not in missing:
+                    counter.skip(stop - start)
+                    continue
+                if search is None:
+                    mesh = one_host_mesh(execution.mesh)
+                    meshes = build_mesh(execution.mesh) if everybody else mesh, mesh
+                    search = backends.start(choice, stored, neighbors, meshes, folder, process, processes)
+                indices, similarities = search(start, stop)
+                if name in own:
+                    with output.writing(name) as writing:
+                        _write(writing, stored.ordinals, start, indices, similarities)
+                counter.advance(stop - start)
+        if not hosts.is_first():
+            return output.finish()
+        stats: dict[str, Any] = {"backend": choice.backend, "backend_reason": choice.reason}
+        stats["settings"] = choice.settings
+        top_k, audited, mesh = neighbors.top_k, neighbors.audited, one_host_mesh(execution.mesh)
+        stats |= audit(stored, _tables(output, names), top_k, audited, threshold, mesh)
+        return output.finish(stats)
 
 
 def _name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
-def _vectors(embeddings: Artifact) -> tuple[np.ndarray, np.ndarray]:
-    """Ordinals, int64 [N], and unit vectors, float32 [N, D]."""
-    ordinals, vectors = [], []
-    for table in parquet.tables(embeddings, ["ordinal", "embedding"]):
-        column = table["embedding"].combine_chunks()
-        ordinals.append(table["ordinal"].to_numpy())
-        vectors.append(column.flatten().to_numpy().reshape(table.num_rows, -1))
-    if sum(map(len, ordinals)) < 2:
-        raise SbpError(f"{embeddings.path} has fewer than two documents, so none has a neighbour; raise splits.capped")
-    all_ordinals, all_vectors = np.concatenate(ordinals), np.concatenate(vectors)
-    lengths = np.linalg.norm(all_vectors, axis=1)
-    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
-    if len(bad):
-        first = f"the first is that of the document with ordinal {all_ordinals[bad[0]]}"
-        raise SbpError(f"{len(bad):,} embeddings are zero or not finite, {first}; check embedding.model")
-    return all_ordinals, all_vectors
+class _scratch:
+    """The folder of what a search keeps on disk; a bucket in the cloud cannot be mapped, so there it is temporary."""
+
+    def __init__(self, output: Output):
+        self._path = os.fspath(output.path / SCRATCH)
+        self._temporary = tempfile.mkdtemp() if "://" in self._path else None
+
+    def __enter__(self) -> Path:
+        return Path(self._temporary or self._path)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Only what is complete is cleared away, since a killed run goes on with it."""
+        if self._temporary or (kind is None and hosts.is_first()):
+            shutil.rmtree(self._temporary or self._path, ignore_errors=True)
 
 
-def _choose(documents: int) -> tuple[str, str]:
-    """The search to use and why."""
-    if documents < scann_search.SMALLEST:
-        return "exact", f"fewer than {scann_search.SMALLEST} documents"
-    unavailable = scann_search.unavailable()
-    if unavailable is not None:
-        return "exact", f"ScaNN cannot be imported: {unavailable}"
-    return "scann", f"at least {scann_search.SMALLEST} documents"
+def _union(names: list[str], own: set[str]) -> set[str]:
+    """The shards that any of the hosts still has to write: all of them search for it together."""
+    if not hosts.several():
+        return own
+    wanted = multihost_utils.process_allgather(np.array([name in own for name in names]))
+    return {name for name, needed in zip(names, np.any(wanted, axis=0), strict=True) if needed}
 
 
-def _search(backend: str, vectors: np.ndarray, neighbors: Neighbors, mesh: Mesh) -> Search:
-    if backend == "exact":
-        return partial(exact.search, vectors, top_k=neighbors.top_k, mesh=mesh)
-    chosen = scann_search.settings(len(vectors), neighbors)
-    return partial(scann_search.search, scann_search.build(vectors, chosen), vectors, chosen=chosen)
+def _tables(output: Output, names: list[str]) -> Iterator[pa.Table]:
+    """The shards as they were written, by whichever host, once they are."""
+    for name in names:
+        while not output.has(name) and not isinstance(read_json(output.path / MARKERS / f"{name}.json"), dict):
+            time.sleep(0.2)
+        with (output.path / name).open("rb") as stream:
+            yield pq.read_table(stream, columns=["query", "neighbor", "similarity"])
 
 
-def _write(
-    writing: Writing, ordinals: np.ndarray, queries: np.ndarray, indices: np.ndarray, similarities: np.ndarray
-) -> None:
+def _write(writing: Writing, ordinals: np.ndarray, start: int, indices: np.ndarray, similarities: np.ndarray) -> None:
     found = indices != MISSING
-    query = np.broadcast_to(ordinals[queries][:, None], indices.shape)[found]
+    queries = ordinals[start : start + len(indices)]
+    query = np.broadcast_to(queries[:, None], indices.shape)[found]
     columns = {"query": query, "neighbor": ordinals[indices[found]], "similarity": similarities[found]}
     parquet.write(writing, pa.table(columns, schema=SCHEMA))
-    writing.stats = {"queries": len(queries), "missing": int(np.count_nonzero(~found))}
+    writing.stats = {"queries": len(indices), "missing": int(np.count_nonzero(~found))}
 
 
-def _audit(
-    output: Output, shards: int, ordinals: np.ndarray, vectors: np.ndarray, neighbors: Neighbors, mesh: Mesh
-) -> dict[str, Any]:
-    """Share of the true neighbours found, for queries spread evenly over the documents.
-
-    A written neighbour counts when it is as near as the last true one: which of several that tie is chosen is no error.
-    """
-    sample = np.unique(np.linspace(0, len(vectors) - 1, min(AUDITED, len(vectors))).astype(np.int64))
-    _, true_similarities = exact.search(vectors, sample, neighbors.top_k, mesh)
-    asked, least = ordinals[sample], true_similarities[:, -1] - 1e-5
-    hits = 0
-    for index in range(shards):
-        with (output.path / _name(index)).open("rb") as stream:
-            table = pq.read_table(stream, columns=["query", "similarity"])
-        query, similarity = table["query"].to_numpy(), table["similarity"].to_numpy()
-        places = np.minimum(np.searchsorted(asked, query), len(asked) - 1)
-        hits += int(np.count_nonzero((asked[places] == query) & (similarity >= least[places])))
-    return {"recall_at_k": hits / true_similarities.size, "audited_queries": len(sample)}
+def _random(output: Output, like: Artifact, stored: Stored, threshold: float, folder: Path) -> dict[str, Any]:
+    """One shard of random pairs for each shard of pairs."""
+    shards = like.shards(".parquet")
+    names = [_name(index) for index in range(len(shards))]
+    own = output.apart(names, jax.process_index(), jax.process_count())
+    folder = folder / f"host-{jax.process_index()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors_ND = stored.mapped(folder / "vectors.float32") if own else np.empty((0, 0))
+    with progress(output.label, len(own), "shards") as counter:
+        for path, name in zip(shards, names, strict=True):
+            if name not in own:
+                continue
+            with path.open("rb") as stream:
+                table = pq.read_table(stream, columns=["d1", "verdict"])
+            d1 = np.sort(table["d1"].to_numpy()[table["verdict"].to_numpy(zero_copy_only=False) == "accepted"])
+            queries = np.searchsorted(stored.ordinals, d1)
+            places = np.arange(len(d1)) - np.searchsorted(d1, d1)
+            drawn, similarities = random_pairs.draw(vectors_ND, queries, places, threshold, seed=0)
+            order = np.lexsort((drawn, -similarities, d1))
+            order = order[drawn[order] >= 0]
+            columns = {"query": d1[order], "neighbor": stored.ordinals[drawn[order]]}
+            with output.writing(name) as writing:
+                parquet.write(writing, pa.table(columns | {"similarity": similarities[order]}, schema=SCHEMA))
+                writing.stats = {"pairs": len(d1), "undrawn": len(d1) - len(order)}
+            counter.advance()
+    return {"backend": "random", "backend_reason": "the control of random pairs", "threshold": threshold}

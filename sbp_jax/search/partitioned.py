@@ -1,0 +1,147 @@
+"""ScaNN past one host's memory: partitions own whole leaves of a coarse k-means, and queries go where their leaves are.
+
+Every document lies in the partition that owns its nearest leaf; it asks there and in the others that own one of its
+next leaves, and what is found is merged. Random shards, all of which every query has to search, would cost more than
+comparing everything with everything. One partition's index is in memory at a time on a host.
+
+Legend: N vectors, L leaves, D width, K neighbours, E entries of a partition.
+"""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from sbp_jax.config import Neighbors
+from sbp_jax.search import exact, kmeans, scann_search
+from sbp_jax.search.ranking import MISSING, finish
+from sbp_jax.search.shuffle import Shuffle, check_stamp, merge, run_marker, wait_for, write_run
+from sbp_jax.search.vectors import Stored
+
+LEAVES = 64  # of a partition
+SAMPLE = 100  # vectors that a leaf is trained on
+ROUTED = 12  # nearest leaves of a document in whose partitions it asks
+SLACK = 1.1  # of the even share of the documents that a partition may own
+QUERIES = 10_000  # searched at a time
+
+
+class Partitioned:
+    """The search of one set of vectors in partitions, in a folder that a killed run goes on with."""
+
+    def __init__(
+        self,
+        stored: Stored,
+        neighbors: Neighbors,
+        partitions: int,
+        mesh: Mesh,
+        folder: Path,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        self.stored, self.neighbors, self.partitions = stored, neighbors, partitions
+        self.mesh, self.folder = mesh, folder
+        self._process, self._processes = process, processes
+        self._top_k = min(neighbors.top_k, len(stored) - 1)
+        self._shuffle = Shuffle(folder, partitions, stored.width)
+
+    def prepare(self) -> None:
+        """Divides the documents and searches the partitions; several hosts share the folder and divide those.
+
+        Raises:
+          SbpError: the folder holds partitions of other vectors or settings.
+        """
+        if self._process == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            settings = asdict(self.neighbors) | {"partitions": self.partitions}
+            check_stamp(self.folder, {"vectors": self.stored.fingerprint, "settings": settings})
+            if not self._shuffle.marker.exists():
+                self._divide()
+        wait_for(self._shuffle.marker)
+        for partition in range(self._process, self.partitions, self._processes):
+            if not run_marker(self.folder, partition).exists():
+                write_run(self.folder, partition, *self._search(partition))
+            self._shuffle.drop(partition)
+        for partition in range(self.partitions):
+            wait_for(run_marker(self.folder, partition))
+
+    def search(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest others of vectors `start` to `stop`; index -1 where the leaves searched hold too few."""
+        return merge(self.folder, range(self.partitions), start, stop, self._top_k)
+
+    def _divide(self) -> None:
+        leaves = min(LEAVES * self.partitions, len(self.stored))
+        chosen = np.random.default_rng(0).choice(
+            len(self.stored), min(SAMPLE * leaves, len(self.stored)), replace=False
+        )
+        sample_SD = self.stored.take(np.sort(chosen))
+        centroids_LD = kmeans.train(sample_SD, leaves, self.mesh)
+        assign = kmeans.Assign(centroids_LD, ROUTED, self.mesh)
+        sizes_L = np.bincount(assign(sample_SD)[:, 0], minlength=leaves)
+        owners_L = owners(centroids_LD, sizes_L, self.partitions, self.mesh)
+        self._shuffle.start()
+        for start, vectors_CD in self.stored.blocks():
+            partitions_CL = owners_L[assign(vectors_CD)]
+            rows_E, ranks_E = np.nonzero(_first_of_each(partitions_CL))
+            # The tag says whether the document lies there or only asks.
+            tags_E = (ranks_E == 0).astype(np.int32)
+            self._shuffle.add(partitions_CL[rows_E, ranks_E], start + rows_E, tags_E, vectors_CD, rows_E)
+        self._shuffle.finish()
+
+    def _search(self, partition: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Queries [E], neighbours [E, K] and similarities [E, K] of all that ask in a partition."""
+        group = self._shuffle.read(partition)
+        inside = np.flatnonzero(group.tags_E == 1)
+        kept = min(self._top_k + 1, len(inside))
+        indices_EK = np.full((len(group.indices_E), self._top_k), MISSING, np.int64)
+        similarities_EK = np.full(indices_EK.shape, -np.inf, np.float32)
+        if kept == 0:
+            return group.indices_E, indices_EK, similarities_EK
+        vectors_ND = np.asarray(group.vectors_ED[inside])
+        small = len(inside) < scann_search.SMALLEST
+        chosen = scann_search.settings(len(inside), self.neighbors)
+        index = None if small else scann_search.build(vectors_ND, chosen)
+        own_E = np.full(len(group.indices_E), MISSING, np.int64)
+        own_E[inside] = np.arange(len(inside))
+        for start in range(0, len(own_E), QUERIES):
+            asked_QD = np.asarray(group.vectors_ED[start : start + QUERIES])
+            if index is None:
+                resident = exact.place(lambda a, b: vectors_ND[a:b], 0, len(inside), self.stored.width, self.mesh)
+                candidates_QK, _ = exact.best(resident, asked_QD, kept, precise=True)
+            else:
+                candidates_QK = scann_search.candidates(index, asked_QD, chosen)
+            found = finish(vectors_ND, own_E[start : start + QUERIES], candidates_QK, self._top_k, asked_QD)
+            width = found[0].shape[1]
+            places_QK = found[0]
+            ids_QK = np.where(places_QK == MISSING, MISSING, group.indices_E[inside][places_QK])
+            indices_EK[start : start + QUERIES, :width] = ids_QK
+            similarities_EK[start : start + QUERIES, :width] = found[1]
+        return group.indices_E, indices_EK, similarities_EK
+
+
+def partitions_for(vectors: int, width: int, memory: int) -> int:
+    """Partitions whose index and vectors fit into so many bytes, three times the vectors being needed."""
+    return math.ceil(3 * 4 * vectors * width / memory)
+
+
+def owners(centroids_LD: np.ndarray, sizes_L: np.ndarray, partitions: int, mesh: Mesh) -> np.ndarray:
+    """The partition that owns each leaf, int64 [L]: near leaves together, no partition much above its even share."""
+    anchors_PD = kmeans.train(centroids_LD, partitions, mesh)
+    scores_LP = centroids_LD @ anchors_PD.T
+    room_P = np.full(partitions, SLACK * sizes_L.sum() / partitions)
+    owners_L = np.empty(len(centroids_LD), np.int64)
+    for leaf in np.argsort(-sizes_L, kind="stable"):
+        fitting = np.flatnonzero(room_P >= sizes_L[leaf])
+        if len(fitting):
+            owners_L[leaf] = fitting[np.argmax(scores_LP[leaf, fitting])]
+        else:
+            owners_L[leaf] = np.argmax(room_P)
+        room_P[owners_L[leaf]] -= sizes_L[leaf]
+    return owners_L
+
+
+def _first_of_each(partitions_CL: np.ndarray) -> np.ndarray:
+    """bool [C, L], where a row names a partition for the first time."""
+    earlier_CLL = partitions_CL[:, :, None] == partitions_CL[:, None, :]
+    return ~np.any(np.tril(earlier_CLL, -1), axis=2)
