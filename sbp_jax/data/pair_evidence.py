@@ -11,7 +11,7 @@ import numpy as np
 from sbp_jax.data.screened import Shingles
 from sbp_jax.text.shared_shingles import shared
 
-AT_ONCE = 1 << 19  # shingles of pairs that are compared at once
+AT_ONCE = 1 << 18  # shingles of pairs that are compared at once
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,11 @@ def overlap(shingles: Shingles, own_counts: np.ndarray, d1_P: np.ndarray, d2_P: 
     counts = np.diff(shingles.offsets)
     everything_P, own_P = np.zeros(len(d1_P), np.int64), np.zeros(len(d1_P), np.int64)
     for some in _batches(counts[d1_P] + counts[d2_P]):
-        first, second = d1_P[some], d2_P[some]
-        shorter = counts[first] < counts[second]
-        a = shingles.gather(np.where(shorter, second, first))
-        b = shingles.gather(np.where(shorter, first, second))
-        pairs_M, in_a_M, in_b_M = shared(a, b)
-        own_M = shingles.are_own(in_a_M) & shingles.are_own(in_b_M)
-        everything_P[some] = np.bincount(pairs_M, minlength=len(first))
-        own_P[some] = np.bincount(pairs_M[own_M], minlength=len(first))
+        first, which = np.unique(d1_P[some], return_inverse=True)
+        pairs_M, in_d1_M, in_d2_M = shared(shingles.gather(first), which, shingles.gather(d2_P[some]))
+        own_M = shingles.are_own(in_d1_M) & shingles.are_own(in_d2_M)
+        everything_P[some] = np.bincount(pairs_M, minlength=len(which))
+        own_P[some] = np.bincount(pairs_M[own_M], minlength=len(which))
     whole_P = (own_counts[d1_P] == 0) | (own_counts[d2_P] == 0)
     sizes = [np.where(whole_P, counts[side], own_counts[side]) for side in (d1_P, d2_P)]
     common_P = np.where(whole_P, everything_P, own_P)

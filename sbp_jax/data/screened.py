@@ -118,9 +118,7 @@ class Shingles:
             )
             if start < end
         ]
-        lengths = ends - starts
-        where = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        return Gathered(np.concatenate([np.empty(0, np.uint64), *views]), lengths, where)
+        return Gathered(np.concatenate([np.empty(0, np.uint64), *views]), ends - starts, starts)
 
     def are_own(self, where: np.ndarray) -> np.ndarray:
         """Whether the shingles at these places among all of them are their document's own, and no boilerplate."""

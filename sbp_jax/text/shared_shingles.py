@@ -1,16 +1,16 @@
 """Shingles that pairs of texts share, for many pairs at a time: exact, on shingles that were hashed before.
 
-Each pair has a small table of bits in which the shingles of its longer text are marked by some bits of their hash.
-Few shingles of the shorter text meet a mark by chance; those that meet one are searched for in the longer text.
+Each first text has a small Bloom filter of its shingles, two marks for each. Few shingles of a second text meet both marks
+by chance; those that do are searched for in the first text.
 
-Shapes: P pairs, E shingles of all the shorter texts of the pairs, M shared shingles.
+Shapes: T texts, P pairs, M shared shingles.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-SPARSITY = 16  # bits of a pair's table for each shingle of a text of mean length
+SPARSITY = 16  # places of a filter for each shingle of a first text of mean length
 
 
 @dataclass(frozen=True)
@@ -19,43 +19,51 @@ class Gathered:
 
     Attributes:
       hashes: uint64, all of them.
-      lengths_P: shingles of each text.
-      where: place of each shingle in the store that it was gathered from.
+      lengths_T: shingles of each text.
+      stored_T: place of each text's first shingle in the store that it was gathered from.
     """
 
     hashes: np.ndarray
-    lengths_P: np.ndarray
-    where: np.ndarray
+    lengths_T: np.ndarray
+    stored_T: np.ndarray
 
 
-def shared(a: Gathered, b: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What text i of `a` and text i of `b` have in common, for every i.
+def shared(a: Gathered, which_P: np.ndarray, b: Gathered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What text `which_P[i]` of `a` and text i of `b` have in common, for every i.
 
     Returns:
       The pair of each shared shingle [M], its place in the store as a shingle of `a` [M], and of `b` [M].
     """
-    pairs = len(a.lengths_P)
-    mean = (len(a.hashes) + len(b.hashes)) // max(2 * pairs, 1)
+    mean = len(a.hashes) // max(len(a.lengths_T), 1)
     bits = max(mean * SPARSITY, 1).bit_length()
-    starts_P = np.cumsum(a.lengths_P) - a.lengths_P
-    slots_a = np.repeat(np.arange(pairs, dtype=np.uint32) << np.uint32(bits), a.lengths_P)
-    slots_b = np.repeat(np.arange(pairs, dtype=np.uint32) << np.uint32(bits), b.lengths_P)
-    mask = np.uint64((1 << bits) - 1)
-    marks = np.zeros(pairs << bits, bool)
-    marks[slots_a | (a.hashes & mask).astype(np.uint32)] = True
-    met = np.flatnonzero(marks[slots_b | (b.hashes & mask).astype(np.uint32)])
-    pairs_M = (slots_b[met] >> np.uint32(bits)).astype(np.int64)
-    places = _search(a.hashes, starts_P[pairs_M], a.lengths_P[pairs_M], b.hashes[met])
-    found = places >= 0
-    return pairs_M[found], a.where[places[found]], b.where[met[found]]
+    marks = np.zeros(len(a.lengths_T) << bits, bool)
+    filters = np.repeat(np.arange(len(a.lengths_T)) << bits, a.lengths_T)
+    marks[filters | _low(a.hashes, bits)] = True
+    marks[filters | _high(a.hashes, bits)] = True
+    filters = np.repeat(which_P << bits, b.lengths_T)
+    met = np.flatnonzero(marks.take(filters | _low(b.hashes, bits)))
+    met = met[marks[filters[met] | _high(b.hashes[met], bits)]]
+    starts_a, starts_b = (np.cumsum(side.lengths_T) - side.lengths_T for side in (a, b))
+    texts_M = filters[met] >> bits
+    places = _search(a.hashes, starts_a[texts_M], a.lengths_T[texts_M], b.hashes[met])
+    found = a.hashes[places] == b.hashes[met]
+    texts_M, places, met = texts_M[found], places[found], met[found]
+    pairs_M = np.searchsorted(starts_b + b.lengths_T, met, side="right")
+    return pairs_M, places + (a.stored_T - starts_a)[texts_M], met + (b.stored_T - starts_b)[pairs_M]
+
+
+def _low(hashes: np.ndarray, bits: int) -> np.ndarray:
+    return (hashes & np.uint64((1 << bits) - 1)).view(np.int64)
+
+
+def _high(hashes: np.ndarray, bits: int) -> np.ndarray:
+    return (hashes >> np.uint64(64 - bits)).view(np.int64)
 
 
 def _search(hashes: np.ndarray, starts: np.ndarray, lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Place of each wanted hash among the sorted `lengths[i]` from `starts[i]` on; -1 where it is not there."""
-    low, high = starts.astype(np.int64), starts + lengths
-    for _ in range(int(lengths.max(initial=0)).bit_length()):
-        middle = (low + high) // 2
-        below = (middle < high) & (hashes[np.minimum(middle, len(hashes) - 1)] < wanted)
-        low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
-    place = np.minimum(low, max(len(hashes) - 1, 0))
-    return np.where((low < starts + lengths) & (hashes[place] == wanted), low, -1)
+    """Place of the last of the `lengths[i]` sorted hashes from `starts[i]` on that is not above the wanted one."""
+    places, ends = starts.astype(np.int64), starts + lengths - 1
+    for bit in reversed(range(int(lengths.max(initial=0)).bit_length())):
+        next_places = np.minimum(places + (1 << bit), ends)
+        places = np.where(hashes[next_places] <= wanted, next_places, places)
+    return places
