@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbp_jax.config import Embedding, Model
+from sbp_jax.embedding import own_vectors
 from sbp_jax.embedding.embedder import Embedder, last, mean, unit
 from sbp_jax.errors import SbpError
 from sbp_jax.model import attention, encoder, huggingface, parameters
@@ -33,6 +34,8 @@ def files(embedding: Embedding) -> list[epath.Path]:
     Raises:
       SbpError: there is no such model, or a file is missing.
     """
+    if embedding.vectors is not None:
+        return own_vectors.files(embedding.vectors)
     if embedding.model == SELF:
         return []
     folder = encoder.find(embedding.model)
