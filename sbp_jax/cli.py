@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
-from sbp_jax.planning.command import add_options
+from sbp_jax.planning.command import add_options, add_pair_options
 
 if TYPE_CHECKING:
     from sbp_jax.pipeline import Pipeline
@@ -140,6 +140,12 @@ def _plan(options: argparse.Namespace) -> None:
     from sbp_jax.planning import command
 
     command.run(options, load(options.config, options.set, options.tiny))
+
+
+def _plan_pairs(options: argparse.Namespace) -> None:
+    from sbp_jax.planning import command
+
+    command.run_pairs(options)
 
 
 def _clean(options: argparse.Namespace) -> None:
@@ -288,11 +294,15 @@ def _parser() -> argparse.ArgumentParser:
     clean = add("clean", "remove artifacts that no experiment of the work folder uses", _clean)
     clean.add_argument("--yes", action="store_true", help="do not ask")
     plan = commands.add_parser("plan", help="plan a run for hardware that is not there")
-    train = plan.add_subparsers(required=True, metavar="WHAT").add_parser(
-        "train", parents=[shared], help="compile the training step for a TPU topology"
-    )
+    plans = plan.add_subparsers(required=True, metavar="WHAT")
+    train = plans.add_parser("train", parents=[shared], help="compile the training step for a TPU topology")
     train.set_defaults(command=_plan)
     add_options(train)
+    text = "what finding pairs takes: the search to use, memory, operations, bytes"
+    planned_pairs = plans.add_parser("pairs", help=text, description=text)
+    planned_pairs.set_defaults(command=_plan_pairs)
+    planned_pairs.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_pair_options(planned_pairs)
     for stage, text in STAGES.items():
         add(stage.replace("_", "-"), text, _stage).set_defaults(stage=stage)
     return parser

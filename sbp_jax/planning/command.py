@@ -1,4 +1,4 @@
-"""`sbp plan train`: its options, and what it prints. Nothing heavy is imported before a plan is made."""
+"""`sbp plan train` and `sbp plan pairs`: their options, and what they print. Nothing heavy is imported before that."""
 
 import argparse
 import json
@@ -43,3 +43,56 @@ def run(options: argparse.Namespace, experiment: Experiment) -> None:
     print(json.dumps(report.as_json(made), indent=1) if options.json else report.text(made), flush=True)
     if made.chosen is None:
         raise SbpError(f"nothing that was compiled fits {options.topology}; {report.remedy(made)}")
+
+
+def add_pair_options(parser: argparse.ArgumentParser) -> None:
+    def number(name: str, default: float | None, text: str, kind: type = int) -> None:
+        shown = "" if default is None else f" (default: {default:g})"
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=text + shown)
+
+    parser.add_argument("--documents", type=float, required=True, metavar="N", help="such as 60e6")
+    parser.add_argument("--width", type=int, required=True, metavar="D", help="numbers of an embedding")
+    number("--top-k", 20, "neighbours kept for each document")
+    parser.add_argument("--topology", metavar="KIND:SHAPE", help="a TPU slice, such as v5p:4x4x8")
+    number("--hosts", 1, "hosts without accelerators, where no topology is given")
+    number("--host-memory", None, "GiB of memory of a host (default: 64 without a topology)", float)
+    number("--cores", 8, "CPU cores of a host")
+    parser.add_argument("--embedder", metavar="NAME", help="(default: the smallest that gives such a width)")
+    number("--tokens", 256, "tokens of a document that are embedded, on average")
+    number("--words", 400, "words of a document, on average")
+    number("--kept", 1.0, "fraction of the neighbours that become rows of pairs, accepted or not", float)
+    number("--utilisation", 0.4, "share of an accelerator's peak that embedding reaches", float)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def run_pairs(options: argparse.Namespace) -> None:
+    """Prints the plan.
+
+    Raises:
+      SbpError: what was asked makes no sense.
+    """
+    from sbp_jax.planning import pairs, pairs_report
+
+    documents = round(options.documents)
+    least = {"documents": 2, "width": 1, "top_k": 1, "hosts": 1, "cores": 1, "tokens": 1, "words": 1}
+    for name, bound in least.items():
+        value = documents if name == "documents" else getattr(options, name)
+        if value < bound:
+            raise SbpError(f"--{name.replace('_', '-')} is {value:,}; it must be at least {bound}")
+    for name in ("kept", "utilisation"):
+        if not 0 < getattr(options, name) <= 1:
+            raise SbpError(f"--{name} is {getattr(options, name):g}; it is a fraction above 0, of at most 1")
+    if options.embedder is not None and options.embedder not in pairs.EMBEDDERS:
+        raise SbpError(f"--embedder {options.embedder}: the plan knows {', '.join(pairs.EMBEDDERS)}")
+    if options.host_memory is not None and options.host_memory <= 0:
+        raise SbpError(f"--host-memory is {options.host_memory:g}; it must be above 0")
+    memory = options.host_memory and round(options.host_memory * pairs.GIB)
+    if options.topology is not None:
+        machines = pairs.slice_machines(options.topology, memory)
+    else:
+        machines = pairs.cpu_machines(options.hosts, memory or 64 * pairs.GIB, options.cores)
+    corpus = pairs.Corpus(
+        documents, options.width, options.top_k, options.tokens, options.words, options.kept
+    )
+    made = pairs.plan(corpus, machines, options.embedder, options.utilisation)
+    print(json.dumps(made, indent=1) if options.json else pairs_report.text(made), flush=True)

@@ -1,6 +1,7 @@
 """TPU slices that are not there: their chips' limits, and devices to compile for with libtpu on a CPU."""
 
 import importlib.util
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ class Chip:
     """What one device of a kind of chip gives to a program. The sources are in docs/planning.md.
 
     Attributes:
+      kind: `device_kind` of JAX.
       memory_gib: HBM that libtpu leaves to a program.
       bandwidth: bytes a second to and from that memory.
       network: bytes a second that it can send inside its slice, over all links together.
@@ -28,6 +30,7 @@ class Chip:
       devices: JAX devices a chip.
     """
 
+    kind: str
     memory_gib: float
     bandwidth: float
     network: float
@@ -37,10 +40,10 @@ class Chip:
 
 
 CHIPS = {
-    "v5e": Chip(15.75, 819e9, 200e9, 3.1e9, 2),
-    "v5p": Chip(95.74, 2765e9, 600e9, 6.2e9, 3),
-    "v6e": Chip(31.25, 1638e9, 400e9, 12.5e9, 2),
-    "tpu7x": Chip(94.75, 3690e9, 300e9, 6.2e9, 3, devices=2),
+    "v5e": Chip("TPU v5 lite", 15.75, 819e9, 200e9, 3.1e9, 2),
+    "v5p": Chip("TPU v5", 95.74, 2765e9, 600e9, 6.2e9, 3),
+    "v6e": Chip("TPU v6 lite", 31.25, 1638e9, 400e9, 12.5e9, 2),
+    "tpu7x": Chip("TPU7x", 94.75, 3690e9, 300e9, 6.2e9, 3, devices=2),
 }
 
 
@@ -70,13 +73,11 @@ class Topology:
         return self.devices[0].device_kind
 
 
-def get_topology(name: str, slices: int = 1) -> Topology:
-    """The devices of `slices` slices, each of a topology such as "v5p:4x4x8".
-
-    JAX itself is set to run on the CPU. Several such processes may run at once.
+def slice_of(name: str) -> tuple[Chip, int]:
+    """The kind of chip of a slice such as "v5p:4x4x8", and how many there are.
 
     Raises:
-      SbpError: libtpu is missing, or knows no such topology.
+      SbpError: the name says neither.
     """
     chip = CHIPS.get(name.partition(":")[0])
     shape = re.fullmatch(r"\d+(x\d+)+", name.partition(":")[2])
@@ -85,6 +86,18 @@ def get_topology(name: str, slices: int = 1) -> Topology:
             f"--topology {name}: expected a kind of chip and the chips along each side of a slice, such as v5e:16x16,"
             f" v6e:16x16 or v5p:4x4x8; the kinds are {', '.join(CHIPS)}"
         )
+    return chip, math.prod(map(int, shape[0].split("x")))
+
+
+def get_topology(name: str, slices: int = 1) -> Topology:
+    """The devices of `slices` slices, each of a topology such as "v5p:4x4x8".
+
+    JAX itself is set to run on the CPU. Several such processes may run at once.
+
+    Raises:
+      SbpError: libtpu is missing, or knows no such topology.
+    """
+    chip, chips = slice_of(name)
     if importlib.util.find_spec("libtpu") is None:
         raise SbpError(
             "compiling for a TPU needs libtpu, which is not installed; on Linux and x86-64:"
@@ -94,7 +107,7 @@ def get_topology(name: str, slices: int = 1) -> Topology:
     options: dict[str, Any] = {}
     if slices > 1:
         options["num_slices"] = slices
-    if shape[0] in ("1x1", "1x1x1"):  # by default a host has 2x2 chips
+    if chips == 1:  # by default a host has 2x2 chips
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         described = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)

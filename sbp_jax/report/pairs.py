@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.config import Pairs
@@ -155,8 +154,6 @@ def _hubs(pairs: Artifact, documents: Artifact, settings: Pairs) -> list[dict[st
 
     A document's greatest `target_rank`, which counts from 0, tells how often, so no count for each document is kept.
     """
-    if "target_rank" not in pq.read_schema(pairs.shards(".parquet")[0]).names:
-        return []
     top: dict[int, int] = {}
     for table in parquet.tables(pairs, ["d2", "similarity", "target_rank"]):
         near = table.filter(pc.greater_equal(table["similarity"], pa.scalar(settings.threshold, pa.float32())))
