@@ -10,7 +10,7 @@ from etils import epath
 
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import BASE_ARM, Experiment
-from sbp_jax.model import encoder
+from sbp_jax.embedding import models
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
     embed,
@@ -81,7 +81,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     ) -> str:
         nodes[name] = Node(
             *(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files),
-            all_hosts=stage in (train, tune, score),
+            all_hosts=stage in (train, tune, score, embed, neighbors),
         )
         return name
 
@@ -129,13 +129,11 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     base = f"train-{BASE_ARM}-{experiment.seeds[0]}"
 
     # Step 1: pairs.
-    embeddings = add(
-        "embeddings",
-        embed,
-        {"documents": real, "splits": splits},
-        {"embedding": experiment.embedding},
-        lambda: encoder.files(experiment.embedding.model),
-    )
+    inputs, config = {"documents": real, "splits": splits}, {"embedding": experiment.embedding}
+    if experiment.embedding.model == models.SELF and experiment.embedding.vectors is None:
+        inputs |= {"base": base, "tokenizer": tokenizer}
+        config |= {"model": experiment.model, "settings": settings}
+    embeddings = add("embeddings", embed, inputs, config, partial(models.files, experiment.embedding))
     near = add("neighbors", neighbors, {"embeddings": embeddings}, {"neighbors": experiment.neighbors})
     evaluations = screen.Evaluations(experiment.pairs.decontaminate)
     inputs = {"documents": real, "splits": splits}
@@ -192,16 +190,25 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         add(f"rows-synthetic{suffix}", pack, inputs, config)
         return synthesized, kept
 
-    synthesizer = add_synthesizer(related, "")
+    synthesizer = add_synthesizer(related, SUFFIX["related"])
     shares = {
         kind: max((arm.synthetic_share for arm in experiment.arms if arm.pairs == kind), default=0.0) for kind in SUFFIX
     }
     if shares["related"] > 0:
         synthesized, synthetic = add_synthetic(synthesizer, shares["related"], SUFFIX["related"])
+    if shares["random"] > 0:  # the control: as many pairs from the same seeds, of documents that are not related
+        suffix = SUFFIX["random"]
+        config = {"neighbors": experiment.neighbors, "threshold": experiment.pairs.threshold}
+        drawn = add(f"neighbors{suffix}", neighbors, {"embeddings": embeddings, "like": related}, config)
+        inputs = {"neighbors": drawn, "screened": screened, "tokens": tokens}
+        config = {"pairs": experiment.pairs, "context": experiment.tuning.context, "window": False}
+        unrelated = add(f"pairs{suffix}", pairs, inputs, config)
+        add_synthetic(add_synthesizer(unrelated, suffix), shares["random"], suffix)
     add_arms(synthetic=True)
 
     # Scores and the report.
-    inputs = {"documents": real, "splits": splits, "neighbors": near, "pairs": related, "synthesizer": synthesizer}
+    inputs = {"documents": real, "splits": splits, "neighbors": near, "screened": screened, "pairs": related}
+    inputs["synthesizer"] = synthesizer
     if shares["related"] > 0:
         inputs |= {"synthesized": synthesized, "synthetic": synthetic}
     for arm in experiment.arms:
