@@ -75,8 +75,9 @@ def run(
             chosen = table.filter(pa.array(split["split"].to_numpy(zero_copy_only=False) == "capped"))
             rows, *arrays = _screen(chosen, items)
             for name, array in zip(names, arrays, strict=False):
-                with output.writing(name) as writing, writing.path.open("wb") as stream:
-                    np.save(stream, array)
+                if not output.has(name):
+                    with output.writing(name) as writing, writing.path.open("wb") as stream:
+                        np.save(stream, array)
 
             def write(writing: Writing, rows: pa.Table = rows) -> None:
                 parquet.write(writing, rows)

@@ -6,8 +6,8 @@ are lower-cased runs of word characters, as in shingles.
 
 1. A text of 13 words or more is found by any 13 of its words in a row, 7 of them at least with a letter: numbers,
    table rows and rulers leak nothing.
-2. A text of 8 to 12 words with letters is found whole, all its words in a row, if no other field of its item has a
-   longer text: the question is looked for, not "David Lloyd George, 1st Earl Lloyd George of Dwyfor", its answer.
+2. A text of 8 to 12 words with letters is found whole, all its words in a row, if it is the longest of its item;
+   lists are passed over where there is a string. So questions are looked for, and not the names that answer them.
 3. Of an item that rules 1 and 2 have no text for, each two texts from different fields are joined, one way and the
    other (a question with its answer), and looked for by the same rules.
 4. What is shorter still ("the united states") is looked for nowhere, and the item is counted as too short.
@@ -64,7 +64,7 @@ class Items:
         self._texts: list[Text] = []
         for file in files:
             for line, record in _records(file):
-                found = _findable(file.name, line, _fields(record))
+                found = _findable(file.name, line, record)
                 self.items += 1
                 self.too_short += not found
                 self._texts += found
@@ -146,28 +146,22 @@ def _records(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise SbpError(f"{file} cannot be read to its end ({error}); check pairs.decontaminate") from error
 
 
-def _fields(record: dict[str, Any]) -> list[list[str]]:
-    """The texts of each field that has any, without labels."""
-    fields = [value if isinstance(value, list) else [value] for value in record.values()]
-    texts = [[_LABELS.sub(" ", value) for value in values if isinstance(value, str)] for values in fields]
-    return [values for values in texts if values]
-
-
-def _findable(file: str, line: int, fields: list[list[str]]) -> list[Text]:
-    sizes = [max(len(_WORD.findall(text)) for text in values) for values in fields]
-    alone = [
-        text
-        for values, size in zip(fields, sizes, strict=True)
-        for text in values
-        if _can_be_found(text, WORDS if size < max(sizes) else SHORTEST)
-    ]
-    if not alone:
+def _findable(file: str, line: int, record: dict[str, Any]) -> list[Text]:
+    """The texts of an item that the rules look for."""
+    strings = [[_LABELS.sub(" ", value)] for value in record.values() if isinstance(value, str)]
+    lists = [value for value in record.values() if isinstance(value, list)]
+    fields = strings + [[_LABELS.sub(" ", text) for text in texts if isinstance(text, str)] for texts in lists]
+    questions = [text for texts in strings or fields for text in texts]
+    longest = max((len(_WORD.findall(text)) for text in questions), default=0)
+    found = [text for texts in fields for text in texts if _can_be_found(text, WORDS)]
+    found += [text for text in questions if longest == len(_WORD.findall(text)) < WORDS and _can_be_found(text)]
+    if not found:
         joined = [f"{a} {b}" for first, second in permutations(fields, 2) for a in first for b in second]
-        alone = [text for text in joined if _can_be_found(text, SHORTEST)]
-    return [Text(file, line, text) for text in alone]
+        found = [text for text in joined if _can_be_found(text)]
+    return [Text(file, line, text) for text in found]
 
 
-def _can_be_found(text: str, shortest: int) -> bool:
+def _can_be_found(text: str, shortest: int = SHORTEST) -> bool:
     lettered = [any(map(str.isalpha, word)) for word in _WORD.findall(text)]
     if len(lettered) < WORDS:
         return len(lettered) >= shortest and sum(lettered) >= SHORTEST

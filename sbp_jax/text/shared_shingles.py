@@ -1,7 +1,7 @@
 """Shingles that pairs of texts share, for many pairs at a time: exact, on shingles that were hashed before.
 
-Each first text has a small Bloom filter of its shingles, two marks for each. Few shingles of a second text meet both marks
-by chance; those that do are searched for in the first text.
+Each first text has a small Bloom filter of its shingles, two marks for each. Few shingles of a second text meet both
+marks by chance; those that do are searched for in the first text.
 
 Shapes: T texts, P pairs, M shared shingles.
 """
