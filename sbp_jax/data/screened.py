@@ -36,10 +36,11 @@ def mapped(path: epath.Path) -> np.ndarray:
 
 
 def save(output: Output, name: str, array: np.ndarray) -> None:
-    with output.writing(name) as writing:
-        with writing.path.open("wb") as stream:
-            np.save(stream, array)
-        writing.rows = len(array)
+    """Writes an array, unless an earlier run finished the file."""
+    if output.has(name):
+        return
+    with output.writing(name) as writing, writing.path.open("wb") as stream:
+        np.save(stream, array)
 
 
 def save_parts(output: Output, name: str, parts: Sequence[np.ndarray]) -> None:
@@ -51,7 +52,6 @@ def save_parts(output: Output, name: str, parts: Sequence[np.ndarray]) -> None:
         whole = np.lib.format.open_memmap(writing.path, "w+", parts[0].dtype, (sum(map(len, parts)),))
         np.concatenate(parts, out=whole)
         whole.flush()
-        writing.rows = len(whole)
 
 
 def columns(scratch: Output, screened: Artifact, tokens: Artifact) -> np.ndarray:

@@ -260,6 +260,8 @@ def _verdicts(
 
 
 def _write(output: Output, name: str, table: dict[str, np.ndarray], verdicts: np.ndarray) -> None:
+    if output.has(name):
+        return
     whole = table | {"verdict": verdicts.tolist(), "rule_version": np.full(len(verdicts), VERSION)}
     with output.writing(name) as writing:
         parquet.write(writing, pa.table(whole, schema=SCHEMA))

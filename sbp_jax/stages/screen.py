@@ -13,6 +13,7 @@ from etils import epath
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import NOT_IN_RECIPE, Execution
+from sbp_jax.data.screened import save
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 from sbp_jax.text import contamination
@@ -75,9 +76,7 @@ def run(
             chosen = table.filter(pa.array(split["split"].to_numpy(zero_copy_only=False) == "capped"))
             rows, *arrays = _screen(chosen, items)
             for name, array in zip(names, arrays, strict=False):
-                if not output.has(name):
-                    with output.writing(name) as writing, writing.path.open("wb") as stream:
-                        np.save(stream, array)
+                save(output, name, array)
 
             def write(writing: Writing, rows: pa.Table = rows) -> None:
                 parquet.write(writing, rows)
