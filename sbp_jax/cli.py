@@ -193,17 +193,15 @@ def _inspect(options: argparse.Namespace) -> None:
 
     pipeline = _pipeline(options)
     stages = ("documents", "neighbors", "screened", "pairs")
-    made = {name: pipeline.artifact(name) if name in pipeline.nodes else None for name in stages}
-    missing = [name for name, artifact in made.items() if artifact is None and name in pipeline.nodes]
-    if missing:
+    found = {name: pipeline.artifact(name) for name in stages}
+    made = {name: artifact for name, artifact in found.items() if artifact is not None}
+    if missing := [name for name in stages if name not in made]:
         raise SbpError(f"{', '.join(missing)}: not complete in {pipeline.workdir}; run `sbp run ... --until pairs`")
-    documents, neighbors, pairs = made["documents"], made["neighbors"], made["pairs"]
-    assert documents is not None and neighbors is not None and pairs is not None
-    told = evidence(neighbors, pairs, made["screened"], documents, pipeline.experiment.pairs)
+    told = evidence(**made, settings=pipeline.experiment.pairs)
     unknown = sorted(set(options.verdict or ()) - set(told["verdicts"]))
     if unknown:
         raise SbpError(f"no pair is {', '.join(unknown)}; the verdicts are {', '.join(told['verdicts'])}")
-    samples = pair_samples.sample(pairs, documents, options.samples, options.verdict)
+    samples = pair_samples.sample(made["pairs"], made["documents"], options.samples, options.verdict)
     if options.json:
         print(json.dumps(told | {"samples": samples}, indent=1))
         return

@@ -186,12 +186,12 @@ def test_a_terminal_of_any_width_shows_it_and_obeys_no_document(cut: dict[str, A
         assert said in told, said
 
 
-def test_without_screened_documents_or_pairs_the_rest_is_still_told(tmp_path: Path) -> None:
+def test_without_pairs_the_rest_is_still_told(tmp_path: Path) -> None:
     """Guards runs whose every pair was rejected, and searches that found nothing."""
-    tables = {name: table.slice(0, 0) for name, table in PLANTED.items() if name != "screened"}
+    tables = {name: table.slice(0, 0) for name, table in PLANTED.items()}
     made = {name: _tables(tmp_path / name, [table]) for name, table in tables.items()}
-    told = evidence(**made, screened=None, settings=SETTINGS)
-    assert told["hubs"] == told["sweep"] == [] and told["sources"] is None and told["documents_with_pairs"] == 0
+    told = evidence(**made, settings=SETTINGS)
+    assert told["hubs"] == told["sweep"] == [] and told["sources"]["names"] == [] and told["documents_with_pairs"] == 0
     pair_text.show(told, _sampled(made), Console(file=open("/dev/null", "w")))
 
 

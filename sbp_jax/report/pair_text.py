@@ -53,10 +53,10 @@ def _sections(evidence: dict[str, Any]) -> Iterable[tuple[str, RenderableType]]:
     if evidence["hubs"]:
         yield "Documents that are most often a neighbour above the threshold", _hubs(evidence["hubs"])
     sources = evidence["sources"]
-    if sources and len(sources["pairs"]) > 1:
+    if len(sources["pairs"]) > 1:
         yield "Accepted pairs: source of the first document down, of the second across", _sources(sources)
     screened = evidence["screened"]
-    if screened:
+    if screened["documents"]:
         yield f"{screened['documents']:,} documents screened", _screened(screened)
 
 

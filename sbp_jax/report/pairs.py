@@ -25,7 +25,7 @@ RECALL = ("recall_at_1", "recall_at_10", "recall_at_k", "recall_above_threshold"
 
 
 def evidence(
-    neighbors: Artifact, pairs: Artifact, screened: Artifact | None, documents: Artifact, settings: Pairs
+    neighbors: Artifact, pairs: Artifact, screened: Artifact, documents: Artifact, settings: Pairs
 ) -> dict[str, Any]:
     """What a reader is told about the pairs, as JSON values.
 
@@ -40,8 +40,8 @@ def evidence(
         "recall": {name: neighbors.stats[name] for name in RECALL if neighbors.stats.get(name) is not None},
         **_similarities(neighbors, pairs, settings),
         "hubs": _hubs(pairs, documents, settings),
-        "sources": screened and _sources(pairs, screened, documents.rows),
-        "screened": screened and _screened(screened),
+        "sources": _sources(pairs, screened, documents.rows),
+        "screened": _screened(screened),
     }
 
 

@@ -32,7 +32,7 @@ class Results:
     documents: Artifact
     splits: Artifact
     neighbors: Artifact
-    screened: Artifact | None
+    screened: Artifact
     pairs: Artifact
     synthesizer: Artifact
     synthesized: Artifact | None

@@ -17,7 +17,7 @@ def run(
     documents: Artifact,
     splits: Artifact,
     neighbors: Artifact,
-    screened: Artifact | None = None,
+    screened: Artifact,
     pairs: Artifact,
     synthesizer: Artifact,
     synthesized: Artifact | None = None,
