@@ -1,6 +1,9 @@
 """The exact search: one program on a mesh equals a full sort, whatever the mesh, the blocks and the streaming."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,7 +69,7 @@ def test_equal_similarities_come_by_rising_index_also_across_blocks(monkeypatch)
     assert indices.tolist() == [[0, 2, 5], [0, 1, 2]]
 
 
-@pytest.mark.parametrize(("columns", "k"), [(64, 3), (64, 4), (640, 30), (100, 5), (8, 8)])
+@pytest.mark.parametrize(("columns", "k"), [(192, 3), (256, 4), (640, 10), (100, 5), (8, 8)])
 def test_the_greatest_of_groups_are_those_of_a_full_top_k(columns, k):
     """Many equal scores: among them the first columns count."""
     scores = np.random.default_rng(0).integers(0, 12, (50, columns)).astype(np.float32)
@@ -85,12 +88,12 @@ def test_order_is_by_similarity_then_index_without_the_query_and_without_doubles
     np.testing.assert_array_equal(values, np.array([[0.5, 1e-30, -0.25, -np.inf], [0.3] + 3 * [-np.inf]], "f4"))
 
 
-def test_products_in_bfloat16_with_float32_scores_find_nearly_all(monkeypatch):
+def test_products_in_bfloat16_with_float32_scores_find_nearly_all():
     """What an accelerator runs, on a CPU: candidates are rounded, what is returned of them is not."""
     vectors = clustered(2000)
-    program = exact.best_program
-    monkeypatch.setattr(exact, "best_program", lambda mesh, kept, _: program(mesh, kept, "gpu"))
-    indices, similarities = search_exactly(vectors, np.arange(500), 10)
+    resident = exact.place(lambda a, b: vectors[a:b], 0, 2000, 32, build_mesh(MeshShape()))
+    rounded = dataclasses.replace(resident, scanned_ND=resident.vectors_ND.astype(jnp.bfloat16))
+    indices, similarities = exact.search(rounded, np.arange(500), 10)
     expected, _ = straightforward(vectors, 10)
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(indices, expected[:500], strict=True)]) > 0.99
     true = np.sum(vectors[:500, None] * vectors[indices], axis=-1)
@@ -98,19 +101,20 @@ def test_products_in_bfloat16_with_float32_scores_find_nearly_all(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_chip_holds_its_vectors_and_little_more_than_one_block_of_scores(monkeypatch):
-    """Guards against scores of a whole device: 10^6 vectors for 1024 queries would be 4 GB."""
+def test_a_chip_holds_its_vectors_and_little_more_than_one_block_of_scores():
+    """Guards against scores of a whole device, 4 GB, and against its vectors a second time cast in each call, 2 GB."""
     pytest.importorskip("libtpu")
     mesh = build_mesh(MeshShape(), get_topology("v5e:2x2").devices)
-    program = exact.best_program(mesh, 209, "tpu")
+    program = exact.best_program(mesh, 209, approximate=True)
     cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     each, width = exact._padded(10**6), 1024
     arguments = (
         jax.ShapeDtypeStruct((each * mesh.size, width), np.float32, sharding=cut),
+        jax.ShapeDtypeStruct((each * mesh.size, width), jnp.bfloat16, sharding=cut),
         jax.ShapeDtypeStruct((exact.QUERIES, width), np.float32, sharding=whole),
         jax.ShapeDtypeStruct((), np.int32, sharding=whole),
     )
     memory = program.lower(*arguments).compile().memory_analysis()
-    assert memory.argument_size_in_bytes < 4.2e9
+    assert memory.argument_size_in_bytes < 6.2e9
     assert memory.temp_size_in_bytes < 8 * 4 * exact.QUERIES * exact.BLOCK, memory

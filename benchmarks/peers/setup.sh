@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environments of the peers, under .venv-peers: bash benchmarks/peers/setup.sh [torch|ours|tunix|maxtext ...]
+# The environments of the peers, under .venv-peers: bash benchmarks/peers/setup.sh [torch|ours|tunix|maxtext|faiss ...]
 #
 # Peers written in JAX share Python 3.12, JAX, Flax, Optax and libtpu with `ours`, a copy of this package's own environment.
 set -euo pipefail
@@ -20,7 +20,7 @@ install() { # name, arguments of pip
 }
 
 mkdir -p "$FOLDER"
-for peer in "${@:-torch ours tunix maxtext}"; do
+for peer in "${@:-torch ours tunix maxtext faiss}"; do
     for name in $peer; do
         case $name in
             torch)
@@ -33,6 +33,10 @@ for peer in "${@:-torch ours tunix maxtext}"; do
                 install ours --no-deps --require-hashes -r requirements-embedder.txt
                 install ours --no-deps -e .
                 ;;
+            faiss)
+                environment faiss "$TORCH_PYTHON"
+                install faiss -r benchmarks/peers/faiss.txt
+                ;;
             tunix | maxtext)
                 environment "$name" "$JAX_PYTHON"
                 # In one resolution, so that the peer's own bounds must allow them.
@@ -40,7 +44,7 @@ for peer in "${@:-torch ours tunix maxtext}"; do
                 install "$name" -r "benchmarks/peers/$name.txt" -r "$FOLDER/shared.txt"
                 ;;
             *)
-                echo "no peer is called $name; there are torch, ours, tunix and maxtext" >&2
+                echo "no peer is called $name; there are torch, ours, tunix, maxtext and faiss" >&2
                 exit 2
                 ;;
         esac

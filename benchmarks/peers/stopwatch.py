@@ -5,6 +5,7 @@ CPU-seconds are those of all threads of the process: on a shared machine they sa
 
 import json
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -41,3 +42,40 @@ def measure(step: Callable[[], float], tokens: int, steps: int, packages: tuple[
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+class Whole:
+    """The clock, the processor time and the memory of one long piece of work in two parts."""
+
+    def __enter__(self) -> "Whole":
+        self._before = _peak_bytes()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._build = 0.0
+        return self
+
+    def built(self) -> None:
+        """Ends the first part."""
+        self._build = time.perf_counter() - self._wall
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds, self._cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        self._peak = _peak_bytes() - self._before
+
+    def line(self, raw: int, packages: tuple[str, ...], given: int = 0) -> dict[str, object]:
+        """What was measured; memory is what was added to that of the imports, as a multiple of `raw` bytes.
+
+        Args:
+          given: bytes that the work was given in memory, and holds as well.
+        """
+        return {
+            "seconds": self._seconds,
+            "build": self._build,
+            "search": self._seconds - self._build,
+            "cpu_seconds": self._cpu,
+            "memory/raw": (self._peak + given) / raw,
+            "versions": versions(packages),
+        }
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

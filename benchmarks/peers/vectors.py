@@ -5,6 +5,9 @@ most clusters are small; a fifth of the documents belong to a topic but to no cl
 its cluster has a spectrum that falls as 1/sqrt(rank), as that of text embeddings does: some tens of dimensions matter.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 
 TOPICS, LONERS, EXPONENT = 200, 0.2, 1.6  # share of documents in no cluster; of the power law of cluster sizes
@@ -65,3 +68,21 @@ def recall(vectors_ND: np.ndarray, queries_Q: np.ndarray, best_QK: np.ndarray, f
     scores = np.einsum("qd,qkd->qk", vectors_ND[queries_Q], vectors_ND[found])
     hit = (scores >= best_QK[:, k - 1 : k] - 1e-5) & (found != queries_Q[:, None])
     return float(np.count_nonzero(hit) / hit.size)
+
+
+def truth_file(file: Path) -> Path:
+    return file.with_suffix(".truth.npz")
+
+
+def recalls(
+    file: Path, found_NK: np.ndarray | None, search: Callable[[np.ndarray], np.ndarray] | None = None
+) -> dict[str, float]:
+    """Recall at 10 and 50 of what was found for all vectors, or of what `search` finds for the audited ones."""
+    vectors_ND, true = np.load(file, mmap_mode="r"), np.load(truth_file(file))
+    queries_Q, best_QK = true["queries_Q"], true["best_QK"]
+    if search is not None:
+        found_QK = search(queries_Q)
+    else:
+        assert found_NK is not None
+        found_QK = found_NK[queries_Q]
+    return {f"recall@{k}": recall(vectors_ND, queries_Q, best_QK, found_QK, k) for k in (10, 50)}

@@ -26,6 +26,7 @@ from sbp_jax.search.shuffle import Group, Shuffle, check_stamp, merge, run_marke
 from sbp_jax.search.vectors import Stored
 
 SPILL = 6  # buckets of a document
+ROUND = 64  # the number of buckets is a multiple of; the nearest of so many centroids are found faster
 SAMPLE = 40  # vectors that a centroid is trained on
 LEAST = 8  # times top_k that a bucket holds on average at least
 LARGEST = 4  # times the average above which a bucket is split
@@ -52,6 +53,8 @@ def settings(n: int, width: int, neighbors: Neighbors) -> Settings:
     spill = neighbors.leaves_to_search or SPILL
     buckets = neighbors.leaves or min(round(4 * math.sqrt(n)), spill * n // (LEAST * (top_k + 1)))
     buckets = max(min(buckets, n), 1)
+    if neighbors.leaves is None and buckets > ROUND:
+        buckets -= buckets % ROUND
     spill = min(spill, buckets)
     average = math.ceil(spill * n / buckets)
     size = 4 * width * spill * n

@@ -35,18 +35,25 @@ class Resident:
 
     Attributes:
       vectors_ND: float32, cut along N over all devices and padded with zeros.
+      scanned_ND: those that candidates are found with: in bfloat16 on accelerators, else the same. Cast once: inside
+        the search the compiler would cast all of them again for every block of queries.
       first: index of the first of them.
       count: those before the padding.
     """
 
     vectors_ND: jax.Array
+    scanned_ND: jax.Array
     first: int
     count: int
     mesh: Mesh
 
 
-def place(rows: Rows, first: int, count: int, width: int, mesh: Mesh) -> Resident:
-    """Puts vectors `first` to `first + count` on the devices; each host reads those of its own devices alone."""
+def place(rows: Rows, first: int, count: int, width: int, mesh: Mesh, precise: bool = False) -> Resident:
+    """Puts vectors `first` to `first + count` on the devices; each host reads those of its own devices alone.
+
+    Args:
+      precise: candidates are found in float32 and by a full top-k on accelerators too.
+    """
     each = _padded(-(-count // mesh.size))
     cut = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
@@ -58,16 +65,18 @@ def place(rows: Rows, first: int, count: int, width: int, mesh: Mesh) -> Residen
             part_nD[:inside] = rows(first + start, first + start + inside)
         return part_nD
 
-    return Resident(jax.make_array_from_callback((each * mesh.size, width), cut, part), first, count, mesh)
+    vectors_ND = jax.make_array_from_callback((each * mesh.size, width), cut, part)
+    rounded = not precise and mesh.devices.flat[0].platform != "cpu"
+    scanned_ND = jax.jit(lambda x: x.astype(jnp.bfloat16))(vectors_ND) if rounded else vectors_ND
+    return Resident(vectors_ND, scanned_ND, first, count, mesh)
 
 
-def search(resident: Resident, queries: np.ndarray, top_k: int, precise: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def search(resident: Resident, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """The nearest other vectors of some of the vectors, all of which are on the devices.
 
     Args:
       queries: int [Q], which of them ask.
       top_k: neighbours of each; N - 1 where there are no more.
-      precise: products in float32 and a full top-k on accelerators too; else those are in bfloat16.
 
     Returns:
       Indices, int64 [Q, k], and inner products, float32 [Q, k]; by falling product, ties by rising index.
@@ -79,7 +88,7 @@ def search(resident: Resident, queries: np.ndarray, top_k: int, precise: bool = 
         asked = queries[start : start + QUERIES]
         padded = np.zeros(QUERIES if len(queries) > QUERIES else len(asked), np.int32)
         padded[: len(asked)] = asked
-        indices, similarities = best(resident, pick(resident.vectors_ND, padded), top_k, precise)
+        indices, similarities = best(resident, pick(resident.vectors_ND, padded), top_k)
         found.append(ordered(indices[: len(asked)], similarities[: len(asked)], top_k, asked))
     if not found:
         return np.empty((0, top_k), np.int64), np.empty((0, top_k), np.float32)
@@ -102,31 +111,37 @@ def scan(
     indices = np.empty((len(queries), 0), np.int64)
     similarities = np.empty((len(queries), 0), np.float32)
     for first in range(0, count, slab):
-        resident = place(rows, first, min(slab, count - first), width, mesh)
-        more_indices, more_similarities = best(resident, queries_QD, top_k, precise=True)
+        resident = place(rows, first, min(slab, count - first), width, mesh, precise=True)
+        more_indices, more_similarities = best(resident, queries_QD, top_k)
         indices = np.concatenate([indices, more_indices], axis=1)
         similarities = np.concatenate([similarities, more_similarities], axis=1)
         indices, similarities = ordered(indices, similarities, top_k, queries)
     return indices, similarities
 
 
-def best(resident: Resident, queries_QD: Any, top_k: int, precise: bool) -> tuple[np.ndarray, np.ndarray]:
+def best(resident: Resident, queries_QD: Any, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """A few more candidates than `top_k` for any query vectors, unordered, and their float32 products."""
-    platform = resident.mesh.devices.flat[0].platform
-    program = best_program(resident.mesh, top_k + 1 + SPARE, "cpu" if precise else platform)
+    approximate = resident.mesh.devices.flat[0].platform == "tpu" and resident.scanned_ND is not resident.vectors_ND
+    program = best_program(resident.mesh, top_k + 1 + SPARE, approximate)
     count = np.int32(resident.count)
-    indices_QK, similarities_QK = map(np.asarray, program(resident.vectors_ND, queries_QD, count))
+    indices_QK, similarities_QK = map(np.asarray, program(resident.vectors_ND, resident.scanned_ND, queries_QD, count))
     return np.where(indices_QK == MISSING, MISSING, indices_QK.astype(np.int64) + resident.first), similarities_QK
 
 
 @lru_cache
-def best_program(mesh: Mesh, kept: int, platform: str) -> Any:
-    """The compiled search: vectors [N, D], queries [Q, D] and the vectors that count, to int32 and float32 [Q, K]."""
+def best_program(mesh: Mesh, kept: int, approximate: bool) -> Any:
+    """The compiled search: vectors [N, D] twice, queries [Q, D], the vectors that count, to int32 and float32 [Q, K].
+
+    Args:
+      approximate: whether a block's best are found with `approx_max_k`, which pays on a TPU alone.
+    """
     axes = mesh.axis_names
 
-    def local(vectors_nD: jax.Array, queries_QD: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def local(
+        vectors_nD: jax.Array, scanned_nD: jax.Array, queries_QD: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         first = jax.lax.axis_index(axes) * vectors_nD.shape[0]
-        scores_QK, indices_QK = _scan(vectors_nD, queries_QD, first, count, kept, platform)
+        scores_QK, indices_QK = _scan(scanned_nD, queries_QD, first, count, kept, approximate)
         for axis in reversed(axes):  # the innermost first: parts stay in the order of their indices
             scores_QK, indices_QK = (jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (scores_QK, indices_QK))
             scores_QK, places_QK = jax.lax.top_k(scores_QK, min(kept, scores_QK.shape[1]))
@@ -136,32 +151,31 @@ def best_program(mesh: Mesh, kept: int, platform: str) -> Any:
 
     cut, whole = PartitionSpec(axes), PartitionSpec()
     return jax.jit(
-        jax.shard_map(local, mesh=mesh, in_specs=(cut, whole, whole), out_specs=(whole, whole), check_vma=False)
+        jax.shard_map(local, mesh=mesh, in_specs=(cut, cut, whole, whole), out_specs=(whole, whole), check_vma=False)
     )
 
 
 def _scan(
-    vectors_nD: jax.Array, queries_QD: jax.Array, first: jax.Array, count: jax.Array, kept: int, platform: str
+    vectors_nD: jax.Array, queries_QD: jax.Array, first: jax.Array, count: jax.Array, kept: int, approximate: bool
 ) -> tuple[jax.Array, jax.Array]:
     """The best of one device's vectors, by scores that may be rounded: float32 and int32 [Q, K]."""
     block = vectors_nD.shape[0] // _blocks(vectors_nD.shape[0])
     vectors_BCD = vectors_nD.reshape(-1, block, vectors_nD.shape[1])
     starts_B = first + block * jnp.arange(len(vectors_BCD), dtype=jnp.int32)
-    dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
-    asked_QD = queries_QD.astype(dtype)
+    asked_QD = queries_QD.astype(vectors_nD.dtype)
     few = min(kept, block)
 
     def step(so_far: tuple[jax.Array, jax.Array], block: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         vectors_CD, start = block
         scores_QC = jnp.einsum(
             "qd,cd->qc",
-            *(asked_QD, vectors_CD.astype(dtype)),
-            precision=jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None,
+            *(asked_QD, vectors_CD),
+            precision=jax.lax.Precision.HIGHEST if vectors_CD.dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32,
         )
         columns_C = start + jnp.arange(scores_QC.shape[1], dtype=jnp.int32)
         scores_QC = jnp.where(columns_C < count, scores_QC, -jnp.inf)
-        if platform == "tpu":
+        if approximate:
             scores_QK, places_QK = jax.lax.approx_max_k(scores_QC, few, recall_target=APPROXIMATE)
         else:
             scores_QK, places_QK = largest(scores_QC, few)

@@ -43,7 +43,7 @@ def _improve(mesh: Mesh) -> Any:
 
     def local(vectors_SD: jax.Array, centroids_CD: jax.Array) -> jax.Array:
         def add(sums_CD: jax.Array, vectors_BD: jax.Array) -> tuple[jax.Array, None]:
-            nearest_B = jnp.argmax(vectors_BD @ centroids_CD.T, axis=1)
+            nearest_B = largest(vectors_BD @ centroids_CD.T, 1)[1][:, 0]
             return sums_CD.at[nearest_B].add(vectors_BD), None
 
         block = min(BLOCK, len(vectors_SD))
@@ -64,10 +64,7 @@ class Assign:
         self._nearest = min(nearest, len(centroids_CD))
         each = max(min(SCORES // len(centroids_CD), BLOCK), 1)
         self._size, self._mesh = each * mesh.size, mesh
-        # Centroids come in a multiple of 8, with which the greatest are found faster; those added are never near.
-        padding = -len(centroids_CD) % 64
-        self._real = jnp.arange(len(centroids_CD) + padding) < len(centroids_CD)
-        self._centroids_CD = jnp.asarray(np.pad(centroids_CD, ((0, padding), (0, 0))))
+        self._centroids_CD = jnp.asarray(centroids_CD)
         self._program = _nearest(mesh, self._nearest)
 
     def __call__(self, vectors_ND: np.ndarray) -> np.ndarray:
@@ -76,15 +73,14 @@ class Assign:
         for start in range(0, len(vectors_ND), self._size):
             part_BD = vectors_ND[start : start + self._size]
             padded_BD = np.pad(part_BD, ((0, self._size - len(part_BD)), (0, 0)))
-            found.append(np.asarray(self._program(padded_BD, self._centroids_CD, self._real))[: len(part_BD)])
+            found.append(np.asarray(self._program(padded_BD, self._centroids_CD))[: len(part_BD)])
         return np.concatenate(found)
 
 
 @lru_cache
 def _nearest(mesh: Mesh, nearest: int) -> Any:
-    def local(vectors_BD: jax.Array, centroids_CD: jax.Array, real_C: jax.Array) -> jax.Array:
-        scores_BC = jnp.where(real_C, vectors_BD @ centroids_CD.T, -jnp.inf)
-        return largest(scores_BC, nearest)[1]
+    def local(vectors_BD: jax.Array, centroids_CD: jax.Array) -> jax.Array:
+        return largest(vectors_BD @ centroids_CD.T, nearest)[1]
 
     cut, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(cut, whole, whole), out_specs=cut, check_vma=False))
+    return jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(cut, whole), out_specs=cut, check_vma=False))

@@ -107,8 +107,10 @@ class Partitioned:
         for start in range(0, len(own_E), QUERIES):
             asked_QD = np.asarray(group.vectors_ED[start : start + QUERIES])
             if index is None:
-                resident = exact.place(lambda a, b: vectors_ND[a:b], 0, len(inside), self.stored.width, self.mesh)
-                candidates_QK, _ = exact.best(resident, asked_QD, kept, precise=True)
+                resident = exact.place(
+                    lambda a, b: vectors_ND[a:b], 0, len(inside), self.stored.width, self.mesh, precise=True
+                )
+                candidates_QK, _ = exact.best(resident, asked_QD, kept)
             else:
                 candidates_QK = scann_search.candidates(index, asked_QD, chosen)
             found = finish(vectors_ND, own_E[start : start + QUERIES], candidates_QK, self._top_k, asked_QD)

@@ -21,7 +21,7 @@ def largest(scores_QC: Float[Array, "Q C"], k: int) -> tuple[Float[Array, "Q K"]
     """
     queries, columns = scores_QC.shape
     groups = columns // GROUP
-    if columns % GROUP or groups < 2 * k:
+    if columns % GROUP or groups < GROUP * k:
         return jax.lax.top_k(scores_QC, k)
     _, picked_QK = jax.lax.top_k(scores_QC.reshape(queries, groups, GROUP).max(axis=2), k)
     # In rising order, so that equal scores stand in the order of their columns.
