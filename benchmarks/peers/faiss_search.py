@@ -51,8 +51,8 @@ def grid(kind: str, n: int, width: int) -> tuple[list[tuple[str, int]], list[dic
         searches = [{"nprobe": probes} for probes in (6, 8, 12, 16, 24, 32, 48, 64)]
         return [(f"IVF{count},Flat", rounds) for count in lists for rounds in (4, 10)], searches
     if kind == "pq":
-        searches = [{"nprobe": p, "k_factor_rf": k} for p in (12, 16, 24, 32, 48, 64) for k in (4, 8)]
-        return [(f"IVF{count},PQ{width // 4}x4fs,RFlat", 10) for count in lists[:2]], searches
+        searches = [{"nprobe": p, "k_factor_rf": k} for k in (4, 16) for p in (16, 24, 32, 48)]
+        return [(f"IVF{lists[1]},PQ{width // part}x4fs,RFlat", 10) for part in (4, 2)], searches
     return [("HNSW24,Flat", 0), ("HNSW32,Flat", 0)], [{"efSearch": ef} for ef in (52, 64, 96, 128, 192)]
 
 
