@@ -136,11 +136,11 @@ def _exact(corpus: Corpus, machines: Machines) -> dict[str, Any]:
     n, width, devices = corpus.documents, corpus.width, machines.devices
     kept, each = corpus.top_k + 1 + exact.SPARE, math.ceil(n / devices)
     products, again = 2 * n * n * width, 2 * n * kept * width * devices
-    number = 4 if machines.platform == "cpu" else 2
-    block = exact.QUERIES * exact.BLOCK * 4 * 2 + exact.BLOCK * width * number
+    number = 4 if machines.platform == "cpu" else 4 + 2  # those that are scanned are rounded, once
+    block = exact.QUERIES * exact.BLOCK * 4 * 2
     seconds = (products + again) / _speed(machines, machines.hosts)
     host = 8 * n + 4 * each * width * machines.devices / machines.hosts  # while the devices are filled
-    return _search(machines, products + again, seconds, 4 * each * width + block, host, 0)
+    return _search(machines, products + again, seconds, number * each * width + block, host, 0)
 
 
 def _bucketed(corpus: Corpus, machines: Machines) -> dict[str, Any]:

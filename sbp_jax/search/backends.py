@@ -109,8 +109,11 @@ def fastest(n: int, width: int, top_k: int, devices: int, platform: str, device_
         return "exact", f"fewer than {EXACT_BELOW:,} documents"
     if platform != "cpu":
         seconds = 2.0 * n * n * width / (PRODUCTS * devices)
-        if 4 * width * math.ceil(n / devices) < SHARE * device_memory and seconds < EXACT_SECONDS:
-            return "exact", f"about {seconds:,.0f} s on {devices} devices ({platform}) that hold all vectors"
+        if 4 * width * math.ceil(n / devices) >= SHARE * device_memory:  # a rounded copy takes half as much again
+            return "bucketed", f"{devices} devices ({platform}) do not hold all vectors"
+        if seconds >= EXACT_SECONDS:
+            return "bucketed", f"the exact search would take about {seconds / 3600:,.1f} h on {devices} devices"
+        return "exact", f"about {seconds:,.0f} s on {devices} devices ({platform}) that hold all vectors"
     return "bucketed", "the fastest on CPUs, and its memory does not grow with the documents"
 
 
