@@ -186,7 +186,16 @@ def _from_files(
 def _write(writing: Writing, table: pa.Table, vectors: Iterator[np.ndarray], width: int) -> None:
     """Writes a shard, a row group for each array of vectors."""
     schema = pa.schema([("ordinal", pa.int64()), ("embedding", pa.list_(pa.float32(), width))])
-    with writing.path.open("wb") as stream, pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+    with (
+        writing.path.open("wb") as stream,
+        pq.ParquetWriter(
+            stream,
+            schema,
+            compression="zstd",
+            use_dictionary=False,  # no two numbers are equal, and looking for such takes most of the time
+            write_statistics=False,
+        ) as writer,
+    ):
         for vectors_RD in vectors:
             ordinals = table["ordinal"].slice(writing.rows, len(vectors_RD))
             column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.ravel()), width)
