@@ -135,7 +135,7 @@ def test_bytes_are_those_of_a_real_run(tmp_path: Path) -> None:
     for name, artifact in made.items():
         assert artifact is not None
         size = sum(file.bytes for file in artifact.files)
-        assert 0.6 * written(corpus)[name] < size < 1.6 * written(corpus)[name], (name, size, written(corpus)[name])
+        assert 0.65 * written(corpus)[name] < size < 1.1 * written(corpus)[name], (name, size, written(corpus)[name])
 
 
 def _printed(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
