@@ -1,5 +1,7 @@
 """The user's own vectors: each goes to the document with its id, and what cannot be right is said with examples."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -173,6 +175,14 @@ def test_row_groups_without_a_document_are_not_read(tmp_path, monkeypatch):
     assert {group for group, column in read if column == "embedding"} == set(range(7)), (
         "documents 28 and 29 are not capped"
     )
+
+
+def test_a_disk_that_cannot_take_the_vectors_is_named_before_it_is_full(tmp_path, monkeypatch):
+    """A write past the end of a disk through mapped memory ends the process without a word."""
+    settings, usage = write(tmp_path / "own.parquet", range(DOCUMENTS)), shutil.disk_usage("/")
+    monkeypatch.setattr(own_vectors.shutil, "disk_usage", lambda _: usage._replace(free=4 * DOCUMENTS * WIDTH - 1))
+    with pytest.raises(SbpError, match="take 720 bytes of .*; set TMPDIR to a larger disk"):
+        embedded(tmp_path, settings)
 
 
 def test_finished_shards_need_no_vectors_any_more(tmp_path):

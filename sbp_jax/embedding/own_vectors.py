@@ -6,6 +6,7 @@ some of the documents and never the vectors. Both kinds are then one array on di
 Legend: N documents of the corpus, D width, R rows of a batch.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,10 @@ def load(path: str, dimensions: int | None, documents: int, sought: Sought, scra
     if dimensions is not None and dimensions > width:
         raise SbpError(f"embedding.dimensions is {dimensions}; the vectors in {found[0]} have {width}")
     if given is None:
+        if (needed := 4 * documents * width) > shutil.disk_usage(scratch).free:  # else the process is killed on the way
+            raise SbpError(
+                f"the vectors take {needed:,} bytes of {scratch}, which has not as many; set TMPDIR to a larger disk"
+            )
         given = np.lib.format.open_memmap(scratch / "vectors.npy", "w+", np.float32, (documents, width))
         _collect(found, sought, given)
     vectors_ND = given[:, :dimensions]
