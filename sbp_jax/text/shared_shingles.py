@@ -1,7 +1,7 @@
 """Shingles that pairs of texts share, for many pairs at a time: exact, on shingles that were hashed before.
 
-Each first text has a small Bloom filter of its shingles, two marks for each. Few shingles of a second text meet both
-marks by chance; those that do are searched for in the first text.
+Each first text has a small hash table of its shingles, in which a later one may overwrite another. What meets another
+shingle there, and a mark in a second table, is searched for in the first text.
 
 Shapes: T texts, P pairs, M shared shingles.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SPARSITY = 16  # places of a filter for each shingle of a first text of mean length
+SPARSITY = 16  # places of a table for each shingle of a first text of mean length
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,24 @@ def shared(a: Gathered, which_P: np.ndarray, b: Gathered) -> tuple[np.ndarray, n
     """
     mean = len(a.hashes) // max(len(a.lengths_T), 1)
     bits = max(mean * SPARSITY, 1).bit_length()
+    indices = np.full(len(a.lengths_T) << bits, -1, np.int32)
     marks = np.zeros(len(a.lengths_T) << bits, bool)
     filters = np.repeat(np.arange(len(a.lengths_T)) << bits, a.lengths_T)
-    marks[filters | _low(a.hashes, bits)] = True
+    indices[filters | _low(a.hashes, bits)] = np.arange(len(a.hashes), dtype=np.int32)
     marks[filters | _high(a.hashes, bits)] = True
     filters = np.repeat(which_P << bits, b.lengths_T)
-    met = np.flatnonzero(marks.take(filters | _low(b.hashes, bits)))
-    met = met[marks[filters[met] | _high(b.hashes[met], bits)]]
+    places = indices.take(filters | _low(b.hashes, bits))
+    met = np.flatnonzero(places >= 0)
+    places = places[met].astype(np.int64)
+    found = a.hashes[places] == b.hashes[met]
+    # What met another index may have had its own overwritten by it.
+    other = np.flatnonzero(~found)
+    other = other[marks[filters[met[other]] | _high(b.hashes[met[other]], bits)]]
     starts_a, starts_b = (np.cumsum(side.lengths_T) - side.lengths_T for side in (a, b))
     texts_M = filters[met] >> bits
-    places = _search(a.hashes, starts_a[texts_M], a.lengths_T[texts_M], b.hashes[met])
-    found = a.hashes[places] == b.hashes[met]
+    texts = texts_M[other]
+    places[other] = _search(a.hashes, starts_a[texts], a.lengths_T[texts], b.hashes[met[other]])
+    found[other] = a.hashes[places[other]] == b.hashes[met[other]]
     texts_M, places, met = texts_M[found], places[found], met[found]
     pairs_M = np.searchsorted(starts_b + b.lengths_T, met, side="right")
     return pairs_M, places + (a.stored_T - starts_a)[texts_M], met + (b.stored_T - starts_b)[pairs_M]
