@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environments of the peers, under .venv-peers: bash benchmarks/peers/setup.sh [torch|ours|tunix|maxtext|faiss ...]
+# The environments of the peers, under .venv-peers: bash benchmarks/peers/setup.sh [torch|ours|tunix|maxtext|faiss|minhash ...]
 #
 # Peers written in JAX share Python 3.12, JAX, Flax, Optax and libtpu with `ours`, a copy of this package's own environment.
 set -euo pipefail
@@ -20,7 +20,7 @@ install() { # name, arguments of pip
 }
 
 mkdir -p "$FOLDER"
-for peer in "${@:-torch ours tunix maxtext faiss}"; do
+for peer in "${@:-torch ours tunix maxtext faiss minhash}"; do
     for name in $peer; do
         case $name in
             torch)
@@ -33,9 +33,9 @@ for peer in "${@:-torch ours tunix maxtext faiss}"; do
                 install ours --no-deps --require-hashes -r requirements-embedder.txt
                 install ours --no-deps -e .
                 ;;
-            faiss)
-                environment faiss "$TORCH_PYTHON"
-                install faiss -r benchmarks/peers/faiss.txt
+            faiss | minhash)
+                environment "$name" "$TORCH_PYTHON"
+                install "$name" -r "benchmarks/peers/$name.txt"
                 ;;
             tunix | maxtext)
                 environment "$name" "$JAX_PYTHON"
@@ -44,7 +44,7 @@ for peer in "${@:-torch ours tunix maxtext faiss}"; do
                 install "$name" -r "benchmarks/peers/$name.txt" -r "$FOLDER/shared.txt"
                 ;;
             *)
-                echo "no peer is called $name; there are torch, ours, tunix, maxtext and faiss" >&2
+                echo "no peer is called $name; there are torch, ours, tunix, maxtext, faiss and minhash" >&2
                 exit 2
                 ;;
         esac
