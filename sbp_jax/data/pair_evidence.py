@@ -11,7 +11,7 @@ import numpy as np
 from sbp_jax.data.screened import Shingles
 from sbp_jax.text.shared_shingles import shared
 
-AT_ONCE = 1 << 18  # shingles of pairs that are compared at once
+AT_ONCE = 1 << 17  # shingles of pairs that are compared at once
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,14 @@ def overlap(shingles: Shingles, own_counts: np.ndarray, d1_P: np.ndarray, d2_P: 
       d2_P: the other.
     """
     counts = np.diff(shingles.offsets)
+    has_other = own_counts < counts
     everything_P, own_P = np.zeros(len(d1_P), np.int64), np.zeros(len(d1_P), np.int64)
     for some in _batches(counts[d1_P] + counts[d2_P]):
         first, which = np.unique(d1_P[some], return_inverse=True)
         pairs_M, in_d1_M, in_d2_M = shared(shingles.gather(first), which, shingles.gather(d2_P[some]))
-        own_M = shingles.are_own(in_d1_M) & shingles.are_own(in_d2_M)
+        own_M = np.ones(len(pairs_M), bool)
+        unsure = np.flatnonzero(has_other[d1_P[some]][pairs_M] | has_other[d2_P[some]][pairs_M])
+        own_M[unsure] = shingles.are_own(in_d1_M[unsure]) & shingles.are_own(in_d2_M[unsure])
         everything_P[some] = np.bincount(pairs_M, minlength=len(which))
         own_P[some] = np.bincount(pairs_M[own_M], minlength=len(which))
     whole_P = (own_counts[d1_P] == 0) | (own_counts[d2_P] == 0)

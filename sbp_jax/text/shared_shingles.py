@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SPARSITY = 16  # places of a table for each shingle of a first text of mean length
+SPARSITY = 8  # places of a table for each shingle of a first text of mean length
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def shared(a: Gathered, which_P: np.ndarray, b: Gathered) -> tuple[np.ndarray, n
     places[other] = _search(a.hashes, starts_a[texts], a.lengths_T[texts], b.hashes[met[other]])
     found[other] = a.hashes[places[other]] == b.hashes[met[other]]
     texts_M, places, met = texts_M[found], places[found], met[found]
-    pairs_M = np.searchsorted(starts_b + b.lengths_T, met, side="right")
+    ends = np.searchsorted(met, starts_b + b.lengths_T)  # both ascend
+    pairs_M = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
     return pairs_M, places + (a.stored_T - starts_a)[texts_M], met + (b.stored_T - starts_b)[pairs_M]
 
 
