@@ -31,7 +31,7 @@ def get_config() -> Experiment:
         tokenizer=Tokenizer(vocab_size=2048),
         model=Model(width=128, layers=2, heads=2, kv_heads=1, head_dim=64, ffn=384),
         training=Training(context=256, batch_rows=4, peak_lr=4e-3, evaluate_every=150),
-        neighbors=Neighbors(top_k=20),
+        neighbors=Neighbors("scann", top_k=20),
         pairs=Pairs(threshold=0.5, minimum=1000),
         tuning=Tuning(context=512, batch_rows=4, peak_lr=1e-3, epochs=1.0, evaluate_every=50),
         synthesis=Synthesis(temperature=1.0, top_p=0.9, max_new_tokens=256, oversample=1.6),

@@ -134,6 +134,7 @@ class Embedding:
     )  # the user's own instead of a model's: Parquet with id and embedding, or .npy with a row for each document
     max_tokens: int = 256  # a longer document is embedded by its beginning
     dimensions: int | None = None  # first dimensions of a vector that are kept (Matryoshka); None: all
+    whiten: bool = False  # take out what all vectors of a model share; for self, whose vectors are all alike
     instruction: str = ""  # put before each document, for models that were trained with one
     dtype: str = "float32"  # of activations and matrix products: float32 or bfloat16
 
@@ -142,11 +143,11 @@ class Embedding:
 class Neighbors:
     """The search for related documents. None: derived from the number of documents."""
 
-    backend: str = "auto"  # scann, exact, bucketed, or auto: by the number of documents and what can be imported
+    backend: str = "auto"  # scann, exact, bucketed, or auto: by the number of documents and the machine
     top_k: int = 20  # neighbours kept for each document
     audited: int = 500  # queries whose neighbours are compared with those of the exact search
-    leaves: int | None = None  # partitions of the tree; derived: about the square root of the number of documents
-    leaves_to_search: int | None = None  # derived: a tenth of the leaves, at least 30
+    leaves: int | None = None  # scann: of its tree, about sqrt(documents); bucketed: its buckets, about four times that
+    leaves_to_search: int | None = None  # scann: a tenth of the leaves, at least 30; bucketed: buckets of a document, 6
     reorder: int | None = None  # candidates scored exactly; derived: four times top_k
 
 

@@ -185,7 +185,11 @@ def check(experiment: Experiment) -> None:
     }
     for name, (chosen, possible) in choices.items():
         _demand(chosen in possible, f"{name} is {chosen}; it may be {', '.join(possible[:-1])} or {possible[-1]}")
-    pairs = experiment.pairs
+    embedding, pairs = experiment.embedding, experiment.pairs
+    _demand(
+        not (embedding.whiten and embedding.vectors),
+        "embedding.whiten is for the vectors of a model; whiten those in embedding.vectors before they are given",
+    )
     _demand(
         pairs.threshold <= pairs.maximum,
         f"pairs.threshold ({pairs.threshold:g}) is above pairs.maximum ({pairs.maximum:g}): no pair lies between them",

@@ -91,8 +91,6 @@ def run_pairs(options: argparse.Namespace) -> None:
         machines = pairs.slice_machines(options.topology, memory)
     else:
         machines = pairs.cpu_machines(options.hosts, memory or 64 * pairs.GIB, options.cores)
-    corpus = pairs.Corpus(
-        documents, options.width, options.top_k, options.tokens, options.words, options.kept
-    )
+    corpus = pairs.Corpus(documents, options.width, options.top_k, options.tokens, options.words, options.kept)
     made = pairs.plan(corpus, machines, options.embedder, options.utilisation)
     print(json.dumps(made, indent=1) if options.json else pairs_report.text(made), flush=True)

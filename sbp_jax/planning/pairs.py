@@ -96,8 +96,14 @@ def plan(corpus: Corpus, machines: Machines, embedder: str | None, utilisation: 
     Raises:
       SbpError: the embedder gives no vectors of that width.
     """
-    chosen, reason = backends.fastest(
-        *(corpus.documents, corpus.width, corpus.top_k, machines.devices, machines.platform, machines.device_memory)
+    chosen, reason = backends.suited(
+        corpus.documents,
+        corpus.width,
+        corpus.top_k,
+        machines.devices,
+        machines.platform,
+        machines.device_memory,
+        machines.host_memory or 0,  # of no account where there are accelerators
     )
     searches = {name: estimate(corpus, machines) for name, estimate in SEARCHES.items()}
     embedded = _embedding(corpus, machines, _embedder(corpus.width, embedder), utilisation)

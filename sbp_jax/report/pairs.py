@@ -4,6 +4,7 @@ Everything is read shard by shard. What stays in memory is counts and, for the t
 document of the corpus.
 """
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -21,7 +22,8 @@ GRID = 0.05  # between thresholds of the sweep
 HUBS, HUB_WORDS = 10, 12
 SOURCES = 8  # named in the table of sources; the rest is one more
 COUNTED = 100_000  # sources, languages and leaked items that are counted at a time; rarer ones are forgotten
-RECALL = ("recall_at_1", "recall_at_10", "recall_at_k", "recall_above_threshold")
+RECALL = ("recall_at_1", "recall_at_10", "recall_at_k")
+ABOVE = "recall_above_threshold"
 
 
 def evidence(
@@ -37,12 +39,19 @@ def evidence(
         "threshold": settings.threshold,
         "near_duplicate": settings.near_duplicate,
         "search": {name: neighbors.stats.get(name) for name in ("backend", "backend_reason", "audited_queries")},
-        "recall": {name: neighbors.stats[name] for name in RECALL if neighbors.stats.get(name) is not None},
+        "recall": _recall(neighbors, settings.threshold),
         **_similarities(neighbors, pairs, settings),
         "hubs": _hubs(pairs, documents, settings),
         "sources": _sources(pairs, screened, documents.rows),
         "screened": _screened(screened),
     }
+
+
+def _recall(neighbors: Artifact, threshold: float) -> dict[str, float]:
+    """What the search's audit found; that above the threshold is told for the hundredth at or below it."""
+    recall = {name: neighbors.stats[name] for name in RECALL if name in neighbors.stats}
+    above = neighbors.stats.get("recall_above", {}).get(f"{math.floor(threshold * 100 + 1e-6) / 100:.2f}")
+    return recall if above is None else recall | {ABOVE: above}
 
 
 def _similarities(neighbors: Artifact, pairs: Artifact, settings: Pairs) -> dict[str, Any]:

@@ -12,23 +12,20 @@ from sbp_jax.search.vectors import Stored
 
 ROUNDING = 1e-5  # by which the same product may differ between two ways of computing it
 AT = (1, 10)  # and k
-THRESHOLDS = tuple(place / 20 for place in range(6, 20))  # 0.30, 0.35, ... 0.95
+THRESHOLDS = tuple(place / 100 for place in range(100))
 
 
-def audit(
-    stored: Stored, tables: Iterable[pa.Table], top_k: int, audited: int, threshold: float, mesh: Mesh
-) -> dict[str, Any]:
+def audit(stored: Stored, tables: Iterable[pa.Table], top_k: int, audited: int, mesh: Mesh) -> dict[str, Any]:
     """Recall of what was written, for queries spread evenly over the documents; memory holds only theirs.
 
     A neighbour counts at k when it is as near as the true k-th: which of several that tie is chosen is no error.
 
     Args:
       tables: `query`, `neighbor` and `similarity` as the stage writes them.
-      threshold: least similarity of a pair.
 
     Returns:
-      recall_at_1, recall_at_10 and recall_at_k; recall_above_threshold, of the pairs that the threshold would admit
-      among the true top_k, None where there are none; and the same for other thresholds by their value.
+      recall_at_1, recall_at_10 and recall_at_k; and recall_above: by threshold, from "0.00" to "0.99", the share of the
+      pairs that it would admit among the true top_k, as far as there are any.
     """
     sample = np.unique(np.linspace(0, len(stored) - 1, min(audited, len(stored))).astype(np.int64))
     _, true_QK = exact.scan(stored.rows, len(stored), sample, stored.take(sample), top_k, mesh)
@@ -38,10 +35,8 @@ def audit(
         k = min(k, true_QK.shape[1])
         hits = found_QK[:, :k] >= true_QK[:, k - 1 : k] - ROUNDING
         stats[f"recall_at_{name}"] = round(float(np.count_nonzero(hits) / hits.size), 6)
-    stats["audited_threshold"] = threshold
-    stats["audited_pairs_above_threshold"] = int(np.count_nonzero(true_QK >= np.float32(threshold)))
-    stats["recall_above_threshold"] = _above(found_QK, true_QK, threshold)
-    stats["recall_above"] = {f"{value:.2f}": _above(found_QK, true_QK, value) for value in THRESHOLDS}
+    above = {f"{value:.2f}": _above(found_QK, true_QK, value) for value in THRESHOLDS}
+    stats["recall_above"] = {value: share for value, share in above.items() if share is not None}
     return stats
 
 

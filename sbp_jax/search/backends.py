@@ -33,7 +33,7 @@ class Choice:
 
 
 def choose(n: int, width: int, neighbors: Neighbors, devices: int, memory: int | None = None) -> Choice:
-    """The backend that `neighbors.backend` names, or else the one that is the fastest here.
+    """The backend that `neighbors.backend` names, or else the one that suits these machines.
 
     Args:
       n: documents.
@@ -43,7 +43,7 @@ def choose(n: int, width: int, neighbors: Neighbors, devices: int, memory: int |
     memory = _host_memory() if memory is None else memory
     if neighbors.backend == "auto":
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
-        backend, reason = fastest(n, width, neighbors.top_k, devices, jax.default_backend(), limit)
+        backend, reason = suited(n, width, neighbors.top_k, devices, jax.default_backend(), limit, memory)
     else:
         backend, reason = neighbors.backend, "neighbors.backend"
     unavailable = scann_search.unavailable() if backend == "scann" else None
@@ -97,13 +97,15 @@ def start(
     return lambda start, stop: scann_search.search(index, vectors_ND, np.arange(start, stop), chosen)
 
 
-def fastest(n: int, width: int, top_k: int, devices: int, platform: str, device_memory: int) -> tuple[str, str]:
+def suited(
+    n: int, width: int, top_k: int, devices: int, platform: str, device_memory: int, host_memory: int
+) -> tuple[str, str]:
     """The backend to use on such machines, and why; `sbp plan pairs` asks it too.
 
     Args:
       devices: of all hosts.
       platform: of the devices, as JAX names it.
-      device_memory: bytes of each.
+      device_memory, host_memory: bytes of each.
     """
     if n < EXACT_BELOW or n <= 2 * (top_k + 1):
         return "exact", f"fewer than {EXACT_BELOW:,} documents"
@@ -114,7 +116,9 @@ def fastest(n: int, width: int, top_k: int, devices: int, platform: str, device_
         if seconds >= EXACT_SECONDS:
             return "bucketed", f"the exact search would take about {seconds / 3600:,.1f} h on {devices} devices"
         return "exact", f"about {seconds:,.0f} s on {devices} devices ({platform}) that hold all vectors"
-    return "bucketed", "the fastest on CPUs, and its memory does not grow with the documents"
+    if partitioned.partitions_for(n, width, int(SHARE * host_memory)) == 1:
+        return "scann", f"{n:,} documents, whose index fits into the memory of a host"
+    return "bucketed", "an index would not fit into the memory of a host, and its buckets are on disk"
 
 
 def _host_memory() -> int:

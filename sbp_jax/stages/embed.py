@@ -17,6 +17,7 @@ from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Embedding, Execution, Model, Tokenizer
 from sbp_jax.embedding import models, own_vectors
 from sbp_jax.embedding.embedder import WINDOW, Embedder
+from sbp_jax.embedding.whitening import Whitening
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel import hosts
 from sbp_jax.parallel.mesh import one_host_mesh
@@ -26,6 +27,7 @@ from sbp_jax.training import export
 
 VERSION = 2
 DOCUMENTS_PER_SHARD = 4096  # of the corpus, capped or not: what is done again after a run was killed
+WHITENING_SAMPLE = 4096  # documents
 SHARDS = 2048  # past so many, shards have more documents instead
 
 
@@ -91,7 +93,10 @@ def run(
             width, vectors = _from_files(embedding, documents.rows, capped, todo, scratch, counter)
         else:
             embedder = _embedder(base, tokenizer, model, settings, embedding, execution)
-            width, vectors = embedder.width, _from_model(embedder, execution.embed_batch, counter)
+            width, vectors = embedder.width, _from_model(embedder, execution.embed_batch, counter.advance)
+            if embedding.whiten and unfinished:
+                sample = _from_model(embedder, execution.embed_batch, lambda documents: None)
+                vectors = _whitened(vectors, _fit(output.label, capped, parts, sample))
         for part in own:
 
             def write(writing: Writing, part: Part = part) -> None:
@@ -146,11 +151,11 @@ def _embedder(
     return models.load_base(base.folder(export.BEST), own, model, embedding, mesh, execution.attention)
 
 
-def _from_model(embedder: Embedder, batch: int, counter: Counter) -> Vectors:
+def _from_model(embedder: Embedder, batch: int, advance: Callable[[int], None]) -> Vectors:
     def vectors(table: pa.Table) -> Iterator[np.ndarray]:
         starts = range(0, table.num_rows, WINDOW)
         windows = (table["text"].slice(start, WINDOW).to_pylist() for start in starts)
-        for start, vectors_RD in zip(starts, embedder.stream(windows, batch, counter.advance), strict=True):
+        for start, vectors_RD in zip(starts, embedder.stream(windows, batch, advance), strict=True):
             bad = np.flatnonzero(~np.isfinite(vectors_RD).all(axis=1))
             if len(bad):
                 first = table["id"][start + int(bad[0])].as_py()
@@ -161,6 +166,21 @@ def _from_model(embedder: Embedder, batch: int, counter: Counter) -> Vectors:
             yield vectors_RD
 
     return vectors
+
+
+def _fit(label: str, capped: Capped, parts: list[Part], vectors: Vectors) -> Whitening:
+    """Fitted to some documents of every shard, the same ones on every host."""
+    each = -(-WHITENING_SAMPLE // len(parts))
+    with progress(f"{label}: sample to whiten by", len(parts), "shards") as counter:
+        sample: list[np.ndarray] = []
+        for part in parts:
+            sample.extend(vectors(capped(part).slice(0, each)))
+            counter.advance()
+    return Whitening.fit(np.concatenate(sample))
+
+
+def _whitened(vectors: Vectors, whitening: Whitening) -> Vectors:
+    return lambda table: map(whitening, vectors(table))
 
 
 def _from_files(

@@ -38,7 +38,7 @@ def run(
     embeddings: Artifact,
     neighbors: Neighbors,
     execution: Execution,
-    threshold: float = 0.75,
+    threshold: float = 1.0,
     like: Artifact | None = None,
 ) -> Artifact:
     """Writes `query`, `neighbor` (ordinals) and `similarity`, ordered by query and falling similarity.
@@ -47,8 +47,8 @@ def run(
     hosts run it: the exact search is one program on all their devices, the others are divided among them.
 
     Args:
-      threshold: least similarity of a pair; of what is searched it decides nothing, the audit counts with it.
-      like: pairs, each accepted one of which becomes a random pair with the same d1, below the threshold: the control.
+      threshold: of the control, the similarity from which on documents are related and not drawn.
+      like: pairs, each accepted one of which becomes a random pair with the same d1: the control.
 
     Raises:
       SbpError: a vector that is zero or not finite, fewer than two documents, or an index of other vectors.
@@ -86,8 +86,8 @@ def run(
             return output.finish()
         stats: dict[str, Any] = {"backend": choice.backend, "backend_reason": choice.reason}
         stats["settings"] = choice.settings
-        top_k, audited, mesh = neighbors.top_k, neighbors.audited, one_host_mesh(execution.mesh)
-        stats |= audit(stored, _tables(output, names), top_k, audited, threshold, mesh)
+        mesh = one_host_mesh(execution.mesh)
+        stats |= audit(stored, _tables(output, names), neighbors.top_k, neighbors.audited, mesh)
         return output.finish(stats)
 
 

@@ -1,0 +1,42 @@
+"""Vectors whose directions are all equally common: what every document shares is taken out (Su et al. 2021).
+
+The hidden states of a language model lie in a narrow cone: all similarities are high, and a few directions decide
+them. Legend: N vectors, D width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+SHRINKAGE = 0.01  # of the mean variance, added to that of each direction: a rare one is not blown up without bound
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """An affine map, then unit length.
+
+    Attributes:
+      mean_D: taken off.
+      matrix_DD: to the principal directions, each divided by its standard deviation.
+    """
+
+    mean_D: np.ndarray
+    matrix_DD: np.ndarray
+
+    @classmethod
+    def fit(cls, vectors_ND: Float[np.ndarray, "N D"]) -> "Whitening":
+        """The map after which the variance of the sample is the same in all directions, but for the shrinkage."""
+        mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
+        centred_ND = vectors_ND - mean_D
+        variances_D, directions_DD = np.linalg.eigh(centred_ND.T @ centred_ND / len(vectors_ND))
+        variances_D = np.maximum(variances_D, 0) + SHRINKAGE * max(variances_D.mean(), np.finfo(np.float32).tiny)
+        return cls(mean_D, directions_DD / np.sqrt(variances_D))
+
+    def __call__(self, vectors_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+        """float32, rows of unit length; a vector that equals the mean has no direction and gets the first one."""
+        mapped_ND = (vectors_ND - self.mean_D) @ self.matrix_DD
+        lengths_N1 = np.linalg.norm(mapped_ND, axis=1, keepdims=True)
+        none_N = lengths_N1[:, 0] == 0
+        mapped_ND[none_N], lengths_N1[none_N] = np.eye(1, mapped_ND.shape[1]), 1
+        return (mapped_ND / lengths_N1).astype(np.float32)
