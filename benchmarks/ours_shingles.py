@@ -1,4 +1,4 @@
-"""Our shingles, as `benchmarks/pairing_shingles.py` compares them with its peers.
+"""Our shingles, as `benchmarks/pairing_verification.py` compares them with its peers.
 
 python benchmarks/ours_shingles.py documents_per_second|pairs_per_second
 

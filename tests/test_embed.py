@@ -1,6 +1,7 @@
 """Stage `embed` and its embedders: each document has its own vector, whichever model it is from."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from sbp_jax.artifacts import Artifact, Output, Recipe, find, parquet
 from sbp_jax.config import Embedding, Execution, MeshShape, Model, Tokenizer
 from sbp_jax.embedding import models as embedders
 from sbp_jax.embedding.embedder import padded_length
+from sbp_jax.embedding.whitening import Whitening
 from sbp_jax.errors import SbpError
 from sbp_jax.model import huggingface, parameters
 from sbp_jax.parallel.mesh import build_mesh
@@ -293,6 +295,10 @@ def test_the_stage_embeds_with_the_base_model(base, tmp_path):
     found = vectors_of(embedded(tmp_path, settings, **more))
     _, _, words = corpus(tmp_path, SPLITS)
     np.testing.assert_allclose(found, own(*base).embed([words[place] for place in CAPPED], batch=4), atol=2e-6)
+    whitened = vectors_of(embedded(tmp_path, replace(settings, whiten=True), **more))
+    wanted = Whitening.fit(found)(found)
+    np.testing.assert_allclose(whitened @ whitened.T, wanted @ wanted.T, atol=1e-4)
+    assert np.abs(whitened - found).max() > 0.1
 
 
 # One host of several; {before} may break something first.

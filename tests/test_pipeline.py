@@ -12,6 +12,7 @@ from sbp_jax.config import Arm, Corpus, Experiment, Splits, Training
 from sbp_jax.derived import derive
 from sbp_jax.errors import SbpError
 from sbp_jax.experiments import check, load
+from sbp_jax.graph import graph
 from sbp_jax.overrides import override
 from sbp_jax.pipeline import Pipeline
 
@@ -67,6 +68,20 @@ def test_a_changed_field_makes_again_exactly_what_depends_on_it(experiment, tmp_
         assert changed == set(before) - kept
     else:
         assert changed == again
+
+
+def test_what_an_arm_or_an_embedder_needs_is_in_the_graph(experiment):
+    """The control of random pairs runs through the stages of related ones; `self` embeds with the base model."""
+    control = replace(experiment, arms=(*experiment.arms, Arm("control", synthetic_share=0.1, pairs="random")))
+    nodes = graph(replace(control, embedding=replace(experiment.embedding, model="self")))
+    assert nodes["embeddings"].inputs["base"] == "train-repetition-0"
+    assert "base" not in graph(experiment)["embeddings"].inputs
+    assert nodes["train-control-0"].inputs["synthetic"] == "rows-synthetic-random"
+    assert nodes["train-sbp-0"].inputs["synthetic"] == "rows-synthetic"
+    assert nodes["neighbors-random"].inputs == {"embeddings": "embeddings", "like": "pairs"}
+    assert nodes["synthesizer-random"].inputs["pairs"] == "rows-pairs-train-random"
+    assert not any(name.endswith("-random") for name in graph(experiment))
+    assert list(nodes).index("neighbors-random") < list(nodes).index("synthesizer-random")
 
 
 def test_the_content_of_the_corpus_is_in_every_recipe_and_its_place_is_not(experiment, tmp_path):

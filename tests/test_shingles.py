@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sbp_jax.text.near_duplicates import CopyIndex
+from sbp_jax.text.shared_shingles import Gathered, shared
 from sbp_jax.text.shingles import containment, jaccard, shingles
 
 
@@ -75,3 +76,29 @@ def test_a_shared_licence_makes_no_candidates(monkeypatch):
     )
     assert index.copies(texts[0]) == []
     assert not compared
+
+
+@pytest.mark.parametrize("spread", [1, 2**54])
+@pytest.mark.parametrize("sizes", [(0, 1), (0, 40), (30, 200)])
+def test_shared_shingles_of_many_pairs_are_the_intersections(spread, sizes):
+    """Crowded hashes share their low bits and, spread out, their high ones: places in the tables are fought over."""
+    random = np.random.default_rng(sizes[1])
+
+    def gathered(texts: list[np.ndarray], stored: np.ndarray) -> Gathered:
+        return Gathered(np.concatenate(texts), np.array([len(text) for text in texts]), stored)
+
+    def some() -> np.ndarray:
+        values = random.integers(0, 300, random.integers(*sizes, endpoint=True))
+        return np.unique(values.astype(np.uint64) * np.uint64(spread))
+
+    first, second = [some() for _ in range(6)], [some() for _ in range(50)]
+    which = np.sort(random.integers(0, 6, 50))
+    at_a, at_b = 1000 * np.arange(6), 500 * np.arange(50)
+    pairs, places_a, places_b = shared(gathered(first, at_a), which, gathered(second, at_b))
+    for pair in range(50):
+        a, b = first[which[pair]], second[pair]
+        _, in_a, in_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
+        of_pair = pairs == pair
+        assert (np.sort(places_a[of_pair]) == at_a[which[pair]] + in_a).all()
+        assert (np.sort(places_b[of_pair]) == at_b[pair] + in_b).all()
+        assert np.count_nonzero(of_pair) == len(in_a)

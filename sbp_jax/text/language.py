@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 UNDETERMINED = "und"  # ISO 639-2
 NO_LANGUAGE = "zxx"  # what the model answers for code and tables
