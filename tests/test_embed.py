@@ -295,7 +295,7 @@ def test_the_stage_embeds_with_the_base_model(base, tmp_path):
     found = vectors_of(embedded(tmp_path, settings, **more))
     _, _, words = corpus(tmp_path, SPLITS)
     np.testing.assert_allclose(found, own(*base).embed([words[place] for place in CAPPED], batch=4), atol=2e-6)
-    whitened = vectors_of(embedded(tmp_path, replace(settings, whiten=True), **more))
+    whitened = vectors_of(embedded(tmp_path / "whitened", replace(settings, whiten=True), **more))
     wanted = Whitening.fit(found)(found)
     np.testing.assert_allclose(whitened @ whitened.T, wanted @ wanted.T, atol=1e-4)
     assert np.abs(whitened - found).max() > 0.1
