@@ -21,7 +21,16 @@ QUESTION = {
 SHORT_QUESTION = {"choices": ["a kind of animal from Africa", "a plant"], "query": "Question: What is a dik-dik?\n"}
 TINY = {"query": "Which country?", "choices": ["the united states", "France"], "gold": 1}
 NUMBERS = {"query": " ".join(map(str, range(100, 140))), "gold": 0}
-ITEMS = [LONG, QUESTION, SHORT_QUESTION, TINY, NUMBERS]
+MOON = {  # the only text long enough is a wrong choice
+    "question": "The Earth's Moon is",
+    "choices": [
+        "always much closer to the Earth than it is to the Sun",
+        "never seen by day from any place on Earth at all",
+    ],
+}
+NESTED = {"doc": {"choices": [{"text": "Whoever reads the third of the nested choices has found a text in a record"}]}}
+HALF = {"query": "one two three four \ud83d five six seven eight nine"}
+ITEMS = [LONG, QUESTION, SHORT_QUESTION, TINY, NUMBERS, MOON, NESTED, HALF]
 
 
 def write(path: Path, records: list[dict]) -> epath.Path:
@@ -42,6 +51,9 @@ LEAKED = [
     (2, "Quiz night: Brunswick, Lancastrian and Pearl Pickler are types of which vegetable? The onion!"),
     (3, "What is a dik-dik? A kind of animal from Africa."),
     (3, "It is a kind of animal from Africa. What is a dik-dik?"),
+    (3, "Question: What is a dik-dik?\nAnswer: a kind of animal from Africa"),
+    (6, "The Earth's Moon is always much closer to the Earth than it is to the Sun."),
+    (7, "Whoever reads the third of the nested choices has found a text in a record, or a leak."),
 ]
 INNOCENT = [
     "In the united states of America, which country is not asked. Onion. France.",
@@ -50,6 +62,7 @@ INNOCENT = [
     "Brunswick, Lancastrian and Pearl Pickler are types of a vegetable",
     "David Lloyd George, 1st Earl Lloyd George of Dwyfor and of",  # an answer is no item
     "What is a dik-dik?",
+    "The Earth's Moon is full tonight.",
     "A table: " + " ".join(map(str, range(100, 140))),
     "",
 ]
@@ -75,7 +88,7 @@ def test_no_item_is_found_across_two_documents(items):
 
 
 def test_items_that_no_rule_can_find_are_counted(items, tmp_path):
-    assert (items.items, items.too_short) == (5, 2)
+    assert (items.items, items.too_short) == (8, 2)
     assert Items([]).search(words([STORY, ""])) == {}
     assert Items([write(tmp_path / "b.jsonl", [TINY])]).search(words([STORY])) == {}
 

@@ -121,6 +121,23 @@ def embeddings(folder, vectors: np.ndarray, step: int = 3, name: str = "embed") 
     return output.finish()
 
 
+@pytest.mark.parametrize("sizes", [(0, 300), (200, 0, 100), (300, 0)])
+def test_a_shard_without_documents_is_read_over(tmp_path, sizes):
+    """A part of the corpus may hold no capped document."""
+    vectors, first = clustered(300), 0
+    output = Output(epath.Path(tmp_path / "gaps"), Recipe("embed", 1, {}, {}), "embed")
+    for shard, size in enumerate(sizes):
+        part = vectors[first : first + size]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
+        table = pa.table({"ordinal": pa.array(3 * np.arange(first, first + size)), "embedding": column})
+        output.shard(shard, ".parquet", lambda writing, table=table: parquet.write(writing, table))
+        first += size
+    found = Output(epath.Path(tmp_path / "found"), Recipe("neighbors", 1, {}, {}), "neighbors")
+    made = stage.run(found, embeddings=output.finish(), neighbors=Neighbors("bucketed", top_k=4), execution=Execution())
+    table, wanted = parquet.read(made), parquet.read(run(tmp_path, vectors, Neighbors("bucketed", top_k=4)))
+    assert table.equals(wanted)
+
+
 def run(folder, vectors: np.ndarray, neighbors: Neighbors, name: str = "neighbors", **options) -> Artifact:
     output = Output(epath.Path(folder / name), Recipe("neighbors", 1, {}, {}), "neighbors")
     made = embeddings(folder, vectors, name=f"embed_{name}")

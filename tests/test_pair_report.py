@@ -195,11 +195,15 @@ def test_without_pairs_the_rest_is_still_told(tmp_path: Path) -> None:
     pair_text.show(told, _sampled(made), Console(file=open("/dev/null", "w")))
 
 
+_POOLS: list[pa.MemoryPool] = []  # what was allocated from one may be freed after the test, and needs it
+
+
 def test_memory_does_not_grow_with_the_shards(tmp_path: Path) -> None:
     def most(copies: int) -> int:
         """Bytes that Arrow held at once while reading each shard `copies` times."""
         made = {name: _tables(tmp_path / f"{name}-{copies}", [table] * copies) for name, table in PLANTED.items()}
         before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+        _POOLS.append(pool)
         pa.set_memory_pool(pool)
         try:
             pair_samples.sample(made["pairs"], made["documents"], 2)

@@ -54,6 +54,21 @@ def test_copies_of_nothing_but_boilerplate_are_near_duplicates(tmp_path, changed
     assert min(table["containment"].to_pylist()) == np.float32((138 - 13 * changed) / 138)
 
 
+@pytest.mark.parametrize("copies", [5, 12])
+def test_many_mirrors_of_one_article_are_near_duplicates_whatever_stands_around_it(tmp_path, copies):
+    """More than pairs.common of them make the article itself look like boilerplate."""
+    article = sentence(500, 300)
+    texts = [f"{sentence(place, 20)} {article} {sentence(100 + place, 20)}" for place in range(copies)]
+    verdicts = Corpus(tmp_path, texts, chain(copies)).verdicts(ANY)
+    assert set(verdicts.values()) == {"near_duplicate"}
+
+
+def test_random_pairs_need_not_be_mutual(tmp_path):
+    corpus = Corpus(tmp_path, [sentence(place) for place in range(3)], [(0, 1, 0.1), (1, 2, 0.2)])
+    mutual = Pairs(threshold=0.5, minimum=0, mutual=True)
+    assert set(corpus.verdicts(mutual, "random", window=False).values()) == {"accepted"}
+
+
 def test_an_item_on_either_side_rejects_a_pair(tmp_path):
     item = "Which of these two planets, seen from the Earth, is the brighter one at night?"
     (tmp_path / "set.jsonl").write_text(json.dumps({"query": item, "answer": "Venus"}) + "\n")

@@ -73,8 +73,8 @@ class Corpus:
         config = {"pairs": settings, "context": context, "window": window}
         return pairs.run(self.output(name), **inputs, **config, execution=Execution())
 
-    def verdicts(self, settings: Pairs, name: str = "pairs") -> dict[tuple[int, int], str]:
-        table = parquet.read(self.pairs(settings, name=name)).to_pylist()
+    def verdicts(self, settings: Pairs, name: str = "pairs", window: bool = True) -> dict[tuple[int, int], str]:
+        table = parquet.read(self.pairs(settings, name=name, window=window)).to_pylist()
         return {(row["d1"], row["d2"]): row["verdict"] for row in table}
 
     def pack(

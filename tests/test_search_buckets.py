@@ -86,6 +86,7 @@ def test_a_killed_join_goes_on_with_its_groups(tmp_path, monkeypatch):
     def dies(folder, group, *rest):
         joined.append(group)
         if len(joined) == 3:
+            shuffle.run_marker(folder, group).write_text("")  # cut off
             raise KeyboardInterrupt
         write(folder, group, *rest)
 
@@ -129,8 +130,10 @@ def test_a_shuffle_brings_each_entry_to_its_group_with_its_vector(tmp_path):
     assert total == 100 and len(moved.read(3).indices_E) == 0
 
 
-def test_merging_runs_equals_one_sort_of_all_candidates(tmp_path):
-    """Queries that are in one run, in several, twice in one, and in none."""
+@pytest.mark.parametrize("merged", [1, 40, shuffle.MERGED])
+def test_merging_runs_equals_one_sort_of_all_candidates(tmp_path, monkeypatch, merged):
+    """Queries that are in one run, in several, twice in one, and in none; merged one, a few, or all at a time."""
+    monkeypatch.setattr(shuffle, "MERGED", merged)
     rng = np.random.default_rng(0)
     candidates = {query: {} for query in range(10)}
     for run in range(3):

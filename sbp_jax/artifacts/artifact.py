@@ -8,7 +8,7 @@ relies on an atomic rename, which buckets do not have.
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,7 +162,7 @@ class Output:
         self._own = set(names[process::processes])
         self._elsewhere = set(names) - self._own
         if not self._writes:
-            self._files = {entry.name: entry for entry in finished_files(self.path) if entry.name in self._own}
+            self._files = {entry.name: entry for entry in finished_files(self.path, self._own)}
         return [name for name in names[process::processes] if name not in self._files]
 
     @contextmanager
@@ -198,7 +198,7 @@ class Output:
         if not self._writes:
             return wait_for(self.path, self.recipe.key)
         while missing := self._elsewhere - set(self._files):
-            self._files |= {entry.name: entry for entry in finished_files(self.path) if entry.name in missing}
+            self._files |= {entry.name: entry for entry in finished_files(self.path, missing)}
             time.sleep(0.2)
         files = sorted(self._files.values(), key=lambda entry: entry.name)
         summed: dict[str, Any] = {}
@@ -227,14 +227,16 @@ class Writing:
     stats: dict[str, Any] = field(default_factory=dict)
 
 
-def finished_files(path: epath.Path) -> list[File]:
-    """Files of a partial artifact that are whole, by their markers."""
+def finished_files(path: epath.Path, names: Collection[str] | None = None) -> list[File]:
+    """Files of a partial artifact that are whole, by their markers; of those named, where names are given."""
     if not (path / MARKERS).exists():
         return []
     entries = []
     for marker in sorted((path / MARKERS).glob("*.json")):
         record = read_json(marker)
         if not isinstance(record, dict) or "checksum" not in record:
+            continue
+        if names is not None and record["name"] not in names:
             continue
         file = path / record["name"]
         if file.exists() and file.stat().length == record["bytes"] and checksum(file) == record["checksum"]:

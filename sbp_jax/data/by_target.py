@@ -4,7 +4,9 @@ Neighbours come by d1. Each shard is sorted by d2 and written; then each range o
 is little: memory holds the pairs of one shard, or of one range. Answers go back the same way, by row.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -35,17 +37,17 @@ def answers(
       documents: how many there are.
       answer: receives the pairs of a range, by d2 and then falling similarity, ties by d1, and the range.
     """
-    pairs = [mapped(scratch.path / shard) for shard in shards]
-    ranges = max(1, sum(map(len, pairs)) // RANGE)
+    # No shard stays mapped: there are more of them than files that a process may have open.
+    ranges = max(1, sum(len(mapped(scratch.path / shard)) for shard in shards) // RANGE)
     bounds = [documents * part // ranges for part in range(ranges + 1)]
-    cuts = [np.searchsorted(part["d2"], bounds) for part in pairs]
     names = [f"{name}-{index:05d}.npy" for index in range(ranges)]
     for index, file in enumerate(names):
         if not scratch.has(file):
-            slices = [part[cut[index] : cut[index + 1]] for part, cut in zip(pairs, cuts, strict=True)]
+            targets = slice(bounds[index], bounds[index + 1])
+            slices = [np.array(between(mapped(scratch.path / shard), "d2", targets)) for shard in shards]
             some = np.concatenate([np.empty(0, PAIR), *slices])
             some = some[np.lexsort((some["d1"], -some["similarity"], some["d2"]))]
-            found = answer(some, slice(bounds[index], bounds[index + 1]))
+            found = answer(some, targets)
             save(scratch, file, found[np.argsort(found["row"], kind="stable")])
     return [mapped(scratch.path / file) for file in names]
 
@@ -53,8 +55,13 @@ def answers(
 def of_rows(found: Sequence[np.ndarray], rows: slice) -> Iterator[np.ndarray]:
     """The answers to these rows."""
     for part in found:
-        low, high = np.searchsorted(part["row"], (rows.start, rows.stop))
-        yield part[low:high]
+        yield between(part, "row", rows)
+
+
+def between(records: np.ndarray, field: str, values: slice) -> np.ndarray:
+    """Those records, sorted by a field, whose value lies in the range; few of a mapped file are looked at."""
+    low, high = (bisect_left(records, value, key=itemgetter(field)) for value in (values.start, values.stop))
+    return records[low:high]
 
 
 def rank(groups: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from sbp_jax.data.screened import Shingles
 from sbp_jax.text.shared_shingles import shared
 
 AT_ONCE = 1 << 17  # shingles of pairs that are compared at once
+WHOLE = 0.8  # containment of all shingles from which on boilerplate counts too: many copies of one text are all of it
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Overlap:
 
     Attributes:
       containment_P: share of the smaller set of shingles that the other has too. The sets are the documents' own
-        shingles, or all of them where one of the two documents has none of its own.
+        shingles; or all of them, where one of the two has none of its own or nearly all are in the other.
       jaccard_P: shared over all of the same sets.
       shared_P: own shingles that both have.
       boilerplate_P: other shingles that both have.
@@ -52,7 +53,9 @@ def overlap(shingles: Shingles, own_counts: np.ndarray, d1_P: np.ndarray, d2_P: 
         own_M[unsure] = shingles.are_own(in_d1_M[unsure]) & shingles.are_own(in_d2_M[unsure])
         everything_P[some] = np.bincount(pairs_M, minlength=len(which))
         own_P[some] = np.bincount(pairs_M[own_M], minlength=len(which))
-    whole_P = (own_counts[d1_P] == 0) | (own_counts[d2_P] == 0)
+    own_share_P = own_P / np.maximum(np.minimum(own_counts[d1_P], own_counts[d2_P]), 1)
+    whole_share_P = everything_P / np.maximum(np.minimum(counts[d1_P], counts[d2_P]), 1)
+    whole_P = (own_counts[d1_P] == 0) | (own_counts[d2_P] == 0) | (whole_share_P > np.maximum(own_share_P, WHOLE))
     sizes = [np.where(whole_P, counts[side], own_counts[side]) for side in (d1_P, d2_P)]
     common_P = np.where(whole_P, everything_P, own_P)
     return Overlap(

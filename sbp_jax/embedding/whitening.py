@@ -18,7 +18,7 @@ class Whitening:
 
     Attributes:
       mean_D: taken off.
-      matrix_DD: to the principal directions, each divided by its standard deviation.
+      matrix_DD: symmetric; divides each principal direction by its standard deviation.
     """
 
     mean_D: np.ndarray
@@ -31,7 +31,8 @@ class Whitening:
         centred_ND = vectors_ND - mean_D
         variances_D, directions_DD = np.linalg.eigh(centred_ND.T @ centred_ND / len(vectors_ND))
         variances_D = np.maximum(variances_D, 0) + SHRINKAGE * max(variances_D.mean(), np.finfo(np.float32).tiny)
-        return cls(mean_D, directions_DD / np.sqrt(variances_D))
+        # Turned back: similarities are the same, and rounding of the sample cannot turn them another way elsewhere.
+        return cls(mean_D, (directions_DD / np.sqrt(variances_D)) @ directions_DD.T)
 
     def __call__(self, vectors_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
         """float32, rows of unit length; a vector that equals the mean has no direction and gets the first one."""

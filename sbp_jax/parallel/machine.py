@@ -3,7 +3,9 @@
 import ctypes
 import importlib.util
 import os
+import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _ACCELERATORS = ("accel*", "vfio/*", "nvidia[0-9]*", "dxg")  # device files of TPUs and GPUs
@@ -11,12 +13,16 @@ _ARENAS, _MAPPED, _TRIM = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRES
 
 
 def prepare() -> None:
-    """Fits this process to a machine without an accelerator; has to come before threads and before JAX.
+    """Fits this process to the machine; has to come before threads and before JAX.
 
-    There JAX is kept from looking for a TPU, at length and loudly, because its compiler is installed to plan with. And
-    memory that a step frees is kept for the next one: glibc would give large blocks back to the system, which clears
-    every page of them anew, a tenth of a step's time.
+    It may open as many files as it is allowed to: a large corpus has many shards, which are mapped. Without an
+    accelerator JAX is kept from looking for a TPU, at length and loudly, because its compiler is installed to plan
+    with. And memory that a step frees is kept for the next one: glibc would give large blocks back to the system,
+    which clears every page of them anew, a tenth of a step's time.
     """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):  # macOS says "no limit" and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if any(True for pattern in _ACCELERATORS for _ in Path("/dev").glob(pattern)):
         return
     if importlib.util.find_spec("libtpu"):

@@ -155,14 +155,17 @@ def _pair(row: dict[str, Any], width: int, marks: bool) -> RenderableType:
 def facts(row: dict[str, Any]) -> str:
     """The evidence of one pair in a line."""
     parts = [f"similarity {row['similarity']:.3f}, neighbour {row['rank'] + 1}{', mutual' if row['mutual'] else ''}"]
-    if row["shared"]:
-        parts.append(
-            f"{row['shared']:,} shingles shared: {row['containment']:.1%} of the smaller, Jaccard {row['jaccard']:.1%}"
-        )
+    if row["containment"] > 0:
+        counted = f"{row['containment']:.1%} of the smaller, Jaccard {row['jaccard']:.1%}"
+        parts.append(f"{row['shared'] + row['boilerplate']:,} shingles shared: {counted}")
     else:
-        parts.append("no shingle shared")
+        parts.append(f"{'no other' if row['boilerplate'] else 'no'} shingle shared")
     if row["boilerplate"]:
-        parts.append(f"{row['boilerplate']:,} more are boilerplate")
+        parts.append(
+            f"{row['boilerplate']:,} of them boilerplate"
+            if row["containment"] > 0
+            else f"{row['boilerplate']:,} of boilerplate"
+        )
     parts.append(f"{row['tokens']:,} tokens, lengths {row['length_ratio']:.0%}")
     parts.append(
         f"{'one source' if row['same_source'] else 'two sources'}, "

@@ -92,7 +92,7 @@ def start(
     chosen = scann_search.settings(len(stored), neighbors)
     own = folder / f"host-{process}"
     own.mkdir(parents=True, exist_ok=True)
-    vectors_ND = stored.mapped(own / "vectors.float32")
+    vectors_ND = stored.mapped(own)
     index = scann_search.opened(vectors_ND, chosen, stored.fingerprint, own / "scann")
     return lambda start, stop: scann_search.search(index, vectors_ND, np.arange(start, stop), chosen)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sbp_jax.artifacts.artifact import read_json
 from sbp_jax.config import Neighbors
 from sbp_jax.search import kmeans
 from sbp_jax.search.ranking import MISSING, largest
@@ -83,11 +84,11 @@ class Bucketed:
         if self._process == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             check_stamp(self.folder, stamp)
-            if not self._shuffle.marker.exists():
+            if read_json(self._shuffle.marker) is None:
                 self._fill()
         wait_for(self._shuffle.marker)
         for group in range(self._process, self.chosen.groups, self._processes):
-            if not run_marker(self.folder, group).exists():
+            if read_json(run_marker(self.folder, group)) is None:
                 write_run(self.folder, group, *self._join_group(self._shuffle.read(group)))
             self._shuffle.drop(group)
         for group in range(self.chosen.groups):
@@ -102,6 +103,7 @@ class Bucketed:
         rng = np.random.default_rng(0)
         sample_SD = self.stored.take(np.sort(rng.choice(len(self.stored), chosen.sample, replace=False)))
         assign = kmeans.Assign(kmeans.train(sample_SD, chosen.buckets, self.mesh), chosen.spill, self.mesh)
+        del sample_SD
         self._shuffle.start()
         for start, vectors_CD in self.stored.blocks():
             buckets_CS = assign(vectors_CD)

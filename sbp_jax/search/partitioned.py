@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from sbp_jax.artifacts.artifact import read_json
 from sbp_jax.config import Neighbors
 from sbp_jax.search import exact, kmeans, scann_search
 from sbp_jax.search.ranking import MISSING, finish
@@ -56,11 +57,11 @@ class Partitioned:
             self.folder.mkdir(parents=True, exist_ok=True)
             settings = asdict(self.neighbors) | {"partitions": self.partitions}
             check_stamp(self.folder, {"vectors": self.stored.fingerprint, "settings": settings})
-            if not self._shuffle.marker.exists():
+            if read_json(self._shuffle.marker) is None:
                 self._divide()
         wait_for(self._shuffle.marker)
         for partition in range(self._process, self.partitions, self._processes):
-            if not run_marker(self.folder, partition).exists():
+            if read_json(run_marker(self.folder, partition)) is None:
                 write_run(self.folder, partition, *self._search(partition))
             self._shuffle.drop(partition)
         for partition in range(self.partitions):

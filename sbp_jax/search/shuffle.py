@@ -19,6 +19,8 @@ from sbp_jax.artifacts.artifact import read_json
 from sbp_jax.errors import SbpError
 from sbp_jax.search.ranking import MISSING, ordered
 
+MERGED = 1 << 20  # candidates that are merged at a time
+
 
 def check_stamp(folder: Path, stamp: Mapping[str, object]) -> None:
     """Writes what a folder was made from, or refuses one that was made from something else.
@@ -28,7 +30,7 @@ def check_stamp(folder: Path, stamp: Mapping[str, object]) -> None:
     """
     file = folder / "made_from.json"
     text = json.dumps(stamp, indent=1, sort_keys=True)
-    if not file.exists():
+    if read_json(file) is None:  # a kill may have cut it off
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         file.write_text(text)
@@ -135,18 +137,20 @@ def merge(folder: Path, groups: Sequence[int], start: int, stop: int, top_k: int
     queries_R = queries_R[order]
     places_R = np.arange(len(queries_R)) - np.searchsorted(queries_R, queries_R)
     most, kept = int(places_R.max(initial=0)) + 1, indices_RK.shape[1]
-    all_indices = np.full((stop - start, most, kept), MISSING, np.int64)
-    all_similarities = np.full((stop - start, most, kept), -np.inf, np.float32)
-    all_indices[queries_R, places_R] = indices_RK[order]
-    all_similarities[queries_R, places_R] = similarities_RK[order]
-    found_indices, found_similarities = ordered(
-        all_indices.reshape(stop - start, -1), all_similarities.reshape(stop - start, -1), top_k
-    )
-    missing = ((0, 0), (0, top_k - found_indices.shape[1]))
-    return (
-        np.pad(found_indices, missing, constant_values=MISSING),
-        np.pad(found_similarities, missing, constant_values=-np.inf),
-    )
+    found_indices = np.full((stop - start, top_k), MISSING, np.int64)
+    found_similarities = np.full((stop - start, top_k), -np.inf, np.float32)
+    step = max(MERGED // (most * kept), 1)
+    for first in range(0, stop - start, step):
+        size = min(step, stop - start - first)
+        part = slice(*np.searchsorted(queries_R, [first, first + size]))
+        all_indices = np.full((size, most, kept), MISSING, np.int64)
+        all_similarities = np.full((size, most, kept), -np.inf, np.float32)
+        all_indices[queries_R[part] - first, places_R[part]] = indices_RK[order[part]]
+        all_similarities[queries_R[part] - first, places_R[part]] = similarities_RK[order[part]]
+        best = ordered(all_indices.reshape(size, -1), all_similarities.reshape(size, -1), top_k)
+        found_indices[first : first + size, : best[0].shape[1]] = best[0]
+        found_similarities[first : first + size, : best[1].shape[1]] = best[1]
+    return found_indices, found_similarities
 
 
 def _run(folder: Path, group: int, name: str) -> Path:

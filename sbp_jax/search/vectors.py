@@ -74,8 +74,9 @@ class Stored:
             taken.append(self._shard(int(shard))[indices[shards == shard] - self._starts[shard]])
         return np.concatenate(taken)
 
-    def mapped(self, file: Path) -> np.ndarray:
+    def mapped(self, folder: Path) -> np.ndarray:
         """All vectors as one file that the system reads as it is needed, for random access; float32 [N, D]."""
+        file = folder / f"vectors-{self.fingerprint}.float32"
         if not file.exists():
             growing = file.with_suffix(".growing")
             with growing.open("wb") as stream:
@@ -90,7 +91,8 @@ class Stored:
         name = self._files[shard].name
         with self._embeddings.file(name).open("rb") as stream:
             table = pq.read_table(stream, columns=["ordinal", "embedding"])
-        vectors_CD = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        width = table.schema.field("embedding").type.list_size  # a shard may have no rows to tell it by
+        vectors_CD = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, width)
         lengths_C = np.einsum("cd,cd->c", vectors_CD, vectors_CD)
         bad = np.flatnonzero(~np.isfinite(lengths_C) | (lengths_C == 0))
         if len(bad):

@@ -65,6 +65,11 @@ def run(
         process, processes = jax.process_index(), jax.process_count()
         own = set(output.apart(names, process, processes))
         everybody = choice.backend == "exact"
+        if processes > 1 and not everybody and "://" in str(output.path):
+            raise SbpError(
+                f"several hosts cannot share the {choice.backend} search's files in {output.path}, which is no disk;"
+                " give a --workdir that is mounted on all of them, or set neighbors.backend=exact"
+            )
         missing = _union(names, own) if everybody else own
         search: backends.Search | None = None
         with progress(output.label, len(stored), "documents") as counter:
@@ -144,7 +149,7 @@ def _random(output: Output, like: Artifact, stored: Stored, threshold: float, fo
     own = output.apart(names, jax.process_index(), jax.process_count())
     folder = folder / f"host-{jax.process_index()}"
     folder.mkdir(parents=True, exist_ok=True)
-    vectors_ND = stored.mapped(folder / "vectors.float32") if own else np.empty((0, 0))
+    vectors_ND = stored.mapped(folder) if own else np.empty((0, 0))
     with progress(output.label, len(own), "shards") as counter:
         for path, name in zip(shards, names, strict=True):
             if name not in own:

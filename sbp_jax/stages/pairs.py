@@ -85,7 +85,7 @@ def run(
     which a killed run finds what it had done, and which is deleted at the end.
 
     Args:
-      window: whether `pairs.threshold` and `pairs.maximum` apply; not to pairs that were drawn at random.
+      window: whether `pairs.threshold`, `pairs.maximum` and `pairs.mutual` apply; not to pairs drawn at random.
 
     Raises:
       SbpError: fewer accepted pairs than `pairs.minimum`, or a neighbour that was not screened or has no tokens.
@@ -119,7 +119,7 @@ def _judge_all(
     count = len(neighbors.shards(".parquet"))
     documents = columns(scratch, screened, tokens)
     least = pairs.threshold - BAND if window else -math.inf
-    _save_candidates(scratch, neighbors, documents["ordinal"], least)
+    _save_candidates(scratch, neighbors, np.ascontiguousarray(documents["ordinal"]), least)
     targets = _targets(scratch, count, len(documents))
     own, own_counts = own_shingles(scratch, screened, pairs.common)
     shingles = Shingles(screened, own)
@@ -182,11 +182,10 @@ def _places(wanted: np.ndarray, ordinals: np.ndarray, neighbors: Artifact) -> np
 
 def _targets(scratch: Output, count: int, documents: int) -> list[np.ndarray]:
     """For each candidate its place among those of the same target, and whether the reverse is a candidate too."""
-    candidates = [mapped(scratch.path / _name("candidates", index)) for index in range(count)]
 
     def answer(pairs: np.ndarray, targets: slice) -> np.ndarray:
-        cuts = [np.searchsorted(part["d1"], (targets.start, targets.stop)) for part in candidates]
-        parts = [part[low:high] for part, (low, high) in zip(candidates, cuts, strict=True)]
+        candidates = (mapped(scratch.path / _name("candidates", index)) for index in range(count))
+        parts = [np.array(by_target.between(part, "d1", targets)) for part in candidates]
         back = np.concatenate([np.empty(0, np.int64), *(part["d1"] * documents + part["d2"] for part in parts)])
         found = np.empty(len(pairs), TARGET)
         found["row"] = pairs["row"]
@@ -249,7 +248,7 @@ def _verdicts(
         "contaminated": contaminated[candidates["d1"]] | contaminated[candidates["d2"]],
         "language": ~table["same_language"] & pairs.same_language,
         "length": table["length_ratio"] < np.float32(pairs.length_ratio),
-        "not_mutual": ~table["mutual"] & pairs.mutual,
+        "not_mutual": ~table["mutual"] & (pairs.mutual and window),
         "too_long": table["tokens"] > context + 1,
     }
     verdicts = np.select(list(rules.values()), list(rules), ACCEPTED).astype("<U16")

@@ -1,15 +1,15 @@
 """Finding the items of evaluation sets inside documents.
 
-An item is a record of a JSON Lines file; every string in it, and every string in its lists, is one of its texts. The
-labels of a prompt ("Question:", "Answer:") are left off: a document that leaks the item need not have them. Words
-are lower-cased runs of word characters, as in shingles.
+An item is a record of a JSON Lines file; every string in it, in its lists and in records inside it is one of its
+texts. The labels of a prompt ("Question:", "Answer:") are left off: a document that leaks the item need not have
+them. Words are lower-cased runs of word characters, as in shingles.
 
 1. A text of 13 words or more is found by any 13 of its words in a row, 7 of them at least with a letter: numbers,
    table rows and rulers leak nothing.
 2. A text of 8 to 12 words with letters is found whole, all its words in a row, if it is the longest of its item;
    lists are passed over where there is a string. So questions are looked for, and not the names that answer them.
-3. Of an item that rules 1 and 2 have no text for, each two texts from different fields are joined, one way and the
-   other (a question with its answer), and looked for by the same rules.
+3. Of an item whose questions rules 1 and 2 do not look for, each two texts from different fields are joined, one way
+   and the other (a question with its answer), also with a label between them, and looked for by the same rules.
 4. What is shorter still ("the united states") is looked for nowhere, and the item is counted as too short.
 """
 
@@ -28,12 +28,13 @@ from etils import epath
 from sbp_jax.errors import SbpError
 from sbp_jax.text.shingles import WORDS, Words, rolled, words
 
-RULE_VERSION = 1
+RULE_VERSION = 2
 LETTERED = 7  # words with a letter in a run of 13 that may prove anything
 SHORTEST = 8  # words with a letter in a text that is found whole
 FILTER_BITS = 4  # slots of the filter for each hash in it, as a power of two
 SHOWN = 80  # characters of a text in the evidence
 _WORD = re.compile(r"\w+")
+ANSWERS = ("answer", "a", "the answer is")  # what may stand between a question and its answer
 _LABELS = re.compile(r"^\s*(question|q)\s*:|\b(answer|a)\s*:\s*$", re.IGNORECASE)
 
 
@@ -148,17 +149,39 @@ def _records(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _findable(file: str, line: int, record: dict[str, Any]) -> list[Text]:
     """The texts of an item that the rules look for."""
-    strings = [[_LABELS.sub(" ", value)] for value in record.values() if isinstance(value, str)]
-    lists = [value for value in record.values() if isinstance(value, list)]
-    fields = strings + [[_LABELS.sub(" ", text) for text in texts if isinstance(text, str)] for texts in lists]
+    strings: list[list[str]] = []
+    lists: list[list[str]] = []
+    _collect(record, strings, lists)
+    fields = strings + lists
     questions = [text for texts in strings or fields for text in texts]
     longest = max((len(_WORD.findall(text)) for text in questions), default=0)
     found = [text for texts in fields for text in texts if _can_be_found(text, WORDS)]
     found += [text for text in questions if longest == len(_WORD.findall(text)) < WORDS and _can_be_found(text)]
-    if not found:
-        joined = [f"{a} {b}" for first, second in permutations(fields, 2) for a in first for b in second]
-        found = [text for text in joined if _can_be_found(text)]
+    if not any(text in found for text in questions):
+        rest = [[text for text in texts if text not in found] for texts in fields]
+        between = [(a, b) for first, second in permutations(rest, 2) for a in first for b in second]
+        possible = [(a, b) for a, b in between if _can_be_found(f"{a} {b}")]  # the label proves nothing
+        found += [f"{a} {label} {b}" for a, b in possible for label in ("", *ANSWERS)]
     return [Text(file, line, text) for text in found]
+
+
+def _collect(value: Any, strings: list[list[str]], lists: list[list[str]]) -> None:
+    """The texts of a record by field, those in lists apart from those alone."""
+    if isinstance(value, str):
+        strings.append([_plain(value)])
+    elif isinstance(value, dict):
+        for inner in value.values():
+            _collect(inner, strings, lists)
+    elif isinstance(value, list):
+        lists.append([_plain(text) for text in value if isinstance(text, str)])
+        for inner in value:
+            if not isinstance(inner, str):
+                _collect(inner, strings, lists)
+
+
+def _plain(text: str) -> str:
+    """Without labels, and without the halves of surrogate pairs that JSON can spell and UTF-8 cannot."""
+    return _LABELS.sub(" ", text.encode("utf-8", "replace").decode())
 
 
 def _can_be_found(text: str, shortest: int = SHORTEST) -> bool:
