@@ -179,8 +179,7 @@ class Output:
         writing = Writing(path)
         yield writing
         self._files[name] = File(name, writing.rows, path.stat().length, checksum(path), writing.stats)
-        marker = self.path / MARKERS / (name.replace("/", "%2F") + ".json")
-        marker.write_text(json.dumps(vars(self._files[name])))
+        _marker(self.path, name).write_text(json.dumps(vars(self._files[name])))
 
     def shard(self, index: int, suffix: str, write: Callable[["Writing"], None], prefix: str = "part") -> File:
         """Writes shard `index` with `write`, unless an earlier run finished it."""
@@ -227,16 +226,19 @@ class Writing:
     stats: dict[str, Any] = field(default_factory=dict)
 
 
+def _marker(path: epath.Path, name: str) -> epath.Path:
+    return path / MARKERS / (name.replace("/", "%2F") + ".json")
+
+
 def finished_files(path: epath.Path, names: Collection[str] | None = None) -> list[File]:
     """Files of a partial artifact that are whole, by their markers; of those named, where names are given."""
     if not (path / MARKERS).exists():
         return []
     entries = []
-    for marker in sorted((path / MARKERS).glob("*.json")):
+    markers = (path / MARKERS).glob("*.json") if names is None else (_marker(path, name) for name in names)
+    for marker in sorted(markers):
         record = read_json(marker)
         if not isinstance(record, dict) or "checksum" not in record:
-            continue
-        if names is not None and record["name"] not in names:
             continue
         file = path / record["name"]
         if file.exists() and file.stat().length == record["bytes"] and checksum(file) == record["checksum"]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from jax.experimental import multihost_utils
 
 from sbp_jax.artifacts import Artifact, Output, parquet
-from sbp_jax.artifacts.artifact import MARKERS, Writing, read_json
+from sbp_jax.artifacts.artifact import Writing, finished_files
 from sbp_jax.config import Execution, Neighbors
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel import hosts
@@ -127,7 +127,7 @@ def _union(names: list[str], own: set[str]) -> set[str]:
 def _tables(output: Output, names: list[str]) -> Iterator[pa.Table]:
     """The shards as they were written, by whichever host, once they are."""
     for name in names:
-        while not output.has(name) and not isinstance(read_json(output.path / MARKERS / f"{name}.json"), dict):
+        while not output.has(name) and not finished_files(output.path, [name]):
             time.sleep(0.2)
         with (output.path / name).open("rb") as stream:
             yield pq.read_table(stream, columns=["query", "neighbor", "similarity"])
