@@ -104,8 +104,9 @@ def test_two_processes_find_the_same_neighbours():
 
 def test_settings_are_derived_from_the_number_of_documents_and_never_exceed_it():
     assert scann_search.settings(1_000_000, Neighbors(top_k=200)) == scann_search.Settings(200, 1000, 100, 800, 80_000)
-    assert scann_search.settings(600, Neighbors(top_k=20)) == scann_search.Settings(20, 24, 24, 80, 600)
+    assert scann_search.settings(600, Neighbors(top_k=20)) == scann_search.Settings(20, 24, 24, 84, 600)
     assert scann_search.settings(10, Neighbors(top_k=20)) == scann_search.Settings(9, 3, 3, 10, 10)
+    assert scann_search.settings(5000, Neighbors(top_k=1)).reorder == 65  # few hashes name the nearest one
     assert scann_search.settings(5000, Neighbors(20, leaves=9, leaves_to_search=2, reorder=5)).reorder == 21
 
 
@@ -219,9 +220,11 @@ def test_the_backend_follows_from_size_settings_and_what_is_installed(monkeypatc
     pytest.importorskip("scann")
     assert chosen(10**5).backend == "scann" and chosen(10**7).backend == "bucketed"
     assert chosen(10**5, "scann").settings["partitions"] == 1
-    assert chosen(10**7, "scann").settings["partitions"] == 6  # three times 15.4 GB, in halves of 16 GiB
+    assert chosen(10**7, "scann").settings["partitions"] == 9  # five times 15.4 GB, in halves of 16 GiB
     monkeypatch.setitem(sys.modules, "scann", None)
     assert chosen(10**5, "scann").backend == "exact" and "cannot be imported" in chosen(10**5, "scann").reason
+    assert chosen(10**5).backend == "exact" and chosen(10**6).backend == "bucketed"
+    assert "cannot be imported" in chosen(10**6).reason and chosen(10**6, "scann").backend == "exact"
 
 
 BACKENDS = ("exact", "scann", "bucketed")

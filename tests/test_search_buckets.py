@@ -29,9 +29,10 @@ class InMemory:
     def take(self, indices: np.ndarray) -> np.ndarray:
         return self.vectors[indices]
 
-    def blocks(self):
-        for start in range(0, len(self), self.block):
-            yield start, self.vectors[start : start + self.block]
+    def blocks(self, start: int = 0, stop: int | None = None):
+        stop = len(self) if stop is None else stop
+        for first in range(start, stop, self.block):
+            yield first, self.vectors[first : min(first + self.block, stop)]
 
 
 def join_all(folder, vectors: np.ndarray, chosen: bucketed.Settings) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +51,21 @@ def test_documents_in_all_buckets_find_everything(tmp_path, groups):
     expected, expected_similarities = straightforward(vectors, 9)
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_allclose(similarities, expected_similarities, atol=1e-6)
+
+
+@pytest.mark.parametrize("members", [2, 5, 300, 700])
+def test_a_cpu_joins_a_bucket_as_an_accelerator_does(members):
+    """The vectors are few and repeated, so that several tie for the last place."""
+    vectors = clustered(40)[np.random.default_rng(members).integers(0, 40, members)]
+    few = min(12, members - 1)
+    expected, expected_products = straightforward(vectors, few)
+    for find in (bucketed._join_here, bucketed._join_on_device):
+        places, products = find(vectors, few)
+        np.testing.assert_allclose(-np.sort(-products, axis=1), expected_products, atol=1e-6)
+        for own in range(members):
+            certain = expected_products[own] > expected_products[own, -1] + 1e-5  # the others tie for the last place
+            assert set(expected[own][certain]) <= set(places[own])
+            assert len(set(places[own])) == few and own not in places[own]
 
 
 def test_spilling_finds_pairs_across_the_borders_of_buckets(tmp_path):
@@ -99,35 +115,71 @@ def test_a_killed_join_goes_on_with_its_groups(tmp_path, monkeypatch):
     np.testing.assert_array_equal(resumed[1], whole[1])
 
 
-def test_hosts_divide_the_groups_and_find_the_same(tmp_path):
+@pytest.mark.parametrize("search", ["bucketed", "partitioned"])
+def test_hosts_divide_the_work_and_find_the_same(tmp_path, search):
+    vectors = clustered(900, clusters=100)
+
+    def host(folder, process: int = 0, processes: int = 1):
+        if search == "partitioned":
+            return partitioned.Partitioned(InMemory(vectors), Neighbors(top_k=5), 4, MESH, folder, process, processes)
+        chosen = bucketed.Settings(top_k=5, buckets=12, spill=2, largest=600, groups=4, sample=400)
+        return bucketed.Bucketed(InMemory(vectors), chosen, MESH, folder, process, processes)
+
+    def together(folder, processes: int) -> list:
+        hosts = [host(folder, process, processes) for process in range(processes)]
+        threads = [threading.Thread(target=each.prepare, daemon=True) for each in hosts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return [each.search(0, 900) for each in hosts]
+
+    whole = together(tmp_path / "one", 1)[0]
+    for found in together(tmp_path / "three", 3):
+        np.testing.assert_array_equal(found[0], whole[0])
+        np.testing.assert_array_equal(found[1], whole[1])
+
+
+def test_other_hosts_than_before_divide_the_vectors_anew(tmp_path):
+    """What three hosts filled, read by two, would be a third of the entries twice or not at all."""
     vectors = clustered(900, clusters=100)
     chosen = bucketed.Settings(top_k=5, buckets=12, spill=2, largest=600, groups=4, sample=400)
     whole = join_all(tmp_path / "one", vectors, chosen)
-    hosts = [bucketed.Bucketed(InMemory(vectors), chosen, MESH, tmp_path / "two", own, 2) for own in range(2)]
-    threads = [threading.Thread(target=host.prepare) for host in hosts]
+    three = [bucketed.Bucketed(InMemory(vectors), chosen, MESH, tmp_path / "killed", own, 3) for own in range(3)]
+    shuffle.claim(three[0].folder, {"vectors": "vectors", "settings": vars(chosen)}, 0)
+    fillers = [threading.Thread(target=host._fill, daemon=True) for host in three]
+    for thread in fillers:
+        thread.start()
+    for thread in fillers:
+        thread.join(60)
+    for group in (0, 1):  # joined before the kill
+        shuffle.write_run(three[0].folder, group, *three[0]._join_group(three[0]._shuffle.read(group)))
+    np.testing.assert_array_equal(join_all(tmp_path / "killed", vectors, chosen)[0], whole[0])
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_a_shuffle_brings_each_entry_to_its_group_with_its_vector(tmp_path, hosts):
+    vectors = clustered(50)
+
+    def place(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = np.arange(len(part)).repeat(2)
+        groups = (np.argmax(part, axis=1).repeat(2) * np.tile([1, 3], len(part))) % 3
+        return groups, rows, 10 * groups
+
+    moved = [shuffle.Shuffle(tmp_path, 4, 32, own, hosts) for own in range(hosts)]
+    threads = [threading.Thread(target=each.fill, args=(InMemory(vectors, 20), place)) for each in moved]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    np.testing.assert_array_equal(hosts[1].search(0, 900)[0], whole[0])
-
-
-def test_a_shuffle_brings_each_entry_to_its_group_with_its_vector(tmp_path):
-    vectors = clustered(50)
-    moved = shuffle.Shuffle(tmp_path, 4, 32)
-    moved.start()
-    for start in (0, 20, 40):
-        rows = np.arange(min(20, 50 - start)).repeat(2)
-        groups = (start + rows) * np.tile([1, 3], len(rows) // 2) % 3
-        moved.add(groups, start + rows, 10 * groups, vectors[start : start + 20], rows)
-    moved.finish()
-    total = 0
-    for group in range(4):
-        read = moved.read(group)
-        total += len(read.indices_E)
+    found = [moved[0].read(group) for group in range(4)]
+    for group, read in enumerate(found):
         np.testing.assert_array_equal(read.vectors_ED, vectors[read.indices_E])
-        assert np.all(read.tags_E == 10 * group) and np.all((read.indices_E % 3 == group) | (group == 0))
-    assert total == 100 and len(moved.read(3).indices_E) == 0
+        assert np.all(read.tags_E == 10 * group) and np.all(np.diff(read.indices_E) >= 0)
+        own = np.argmax(vectors[read.indices_E], axis=1)
+        assert np.all((own % 3 == group) | (group == 0))
+    assert sorted(np.concatenate([read.indices_E for read in found])) == sorted(list(range(50)) * 2)
+    assert len(found[3].indices_E) == 0
 
 
 @pytest.mark.parametrize("merged", [1, 40, shuffle.MERGED])

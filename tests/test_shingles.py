@@ -1,13 +1,14 @@
 """Shingles: what counts as a copy of a text."""
 
 import re
+import unicodedata
 
 import numpy as np
 import pytest
 
 from sbp_jax.text.near_duplicates import CopyIndex
 from sbp_jax.text.shared_shingles import Gathered, shared
-from sbp_jax.text.shingles import containment, jaccard, shingles
+from sbp_jax.text.shingles import WORD, containment, jaccard, shingles, words
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
@@ -49,6 +50,45 @@ def test_a_text_of_fewer_words_is_one_shingle():
     assert len(shingles("only four words here")) == 1
     assert np.array_equal(shingles("Only four\nwords, here."), shingles("only four words here"))
     assert shingles("… !").dtype == np.uint64 and len(shingles("… !")) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain words_1 2",
+        "Çà et là: naïve café",
+        "我们在北京，2024年3月。ok吗",
+        "カタカナとひらがな、漢字",
+        "ภาษาไทย ok",
+        "한국어 문장",
+        "𠀀𠀁 x𠀂y",
+    ],
+)
+def test_words_are_those_of_the_pattern_in_any_script(text):
+    """Words of scripts without spaces, taken as runs, are whole sentences, of which no two texts share any."""
+    found = words([text, "between", text])
+    pattern = WORD.findall(text.lower())
+    assert np.diff(found.offsets).tolist() == [len(pattern), 1, len(pattern)]
+    hashes, again = found.hashes_W[found.text(0)], found.hashes_W[found.text(2)]
+    assert np.array_equal(hashes, again)
+    assert [hashes[i] == hashes[j] for i in range(len(hashes)) for j in range(i)] == [
+        pattern[i] == pattern[j] for i in range(len(pattern)) for j in range(i)
+    ]
+    assert found.lettered_W[found.text(0)].tolist() == [any(map(str.isalpha, word)) for word in pattern]
+
+
+def test_a_chinese_copy_with_an_edit_is_a_near_duplicate():
+    text = "".join(chr(0x4E00 + number * 37 % 5000) for number in range(120))
+    edited = text[:60] + "新" + text[60:]
+    assert containment(shingles(text), shingles(edited)) > 0.8
+    assert containment(shingles(text), shingles(text[::-1])) == 0
+
+
+def test_accents_count_alike_however_they_are_encoded():
+    text = "Les élèves préfèrent être à la plage où l'été déçoit rarement même les naïfs âgés"
+    decomposed = unicodedata.normalize("NFD", text)
+    assert decomposed != text
+    assert np.array_equal(shingles(decomposed), shingles(text))
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.8, 1.0, 1e-9])

@@ -18,6 +18,7 @@ import vectors
 
 TOP_K, WANTED, THREADS = 50, 0.97, 2
 BATCH = 20_000
+LARGE = 500_000  # vectors from which on building an index takes minutes
 
 
 def main() -> None:
@@ -47,13 +48,19 @@ def main() -> None:
 def grid(kind: str, n: int, width: int) -> tuple[list[tuple[str, int]], list[dict[str, int]]]:
     """Indexes, each with rounds of k-means, and settings of their search, the cheapest first."""
     lists = [2 ** round(math.log2(factor * math.sqrt(n))) for factor in (1.5, 3, 6)]
+    if n > LARGE:  # what won with fewer vectors, in more lists
+        lists = lists[1:2] if kind == "pq" else lists[1:]
     if kind == "flat":
         searches = [{"nprobe": probes} for probes in (6, 8, 12, 16, 24, 32, 48, 64)]
-        return [(f"IVF{count},Flat", rounds) for count in lists for rounds in (4, 10)], searches
+        return [
+            (f"IVF{count},Flat", rounds) for count in lists for rounds in ((4,) if n > LARGE else (4, 10))
+        ], searches
     if kind == "pq":
-        searches = [{"nprobe": p, "k_factor_rf": k} for k in (4, 16) for p in (16, 24, 32, 48)]
-        return [(f"IVF{lists[1]},PQ{width // part}x4fs,RFlat", 10) for part in (4, 2)], searches
-    return [("HNSW24,Flat", 0), ("HNSW32,Flat", 0)], [{"efSearch": ef} for ef in (52, 64, 96, 128, 192)]
+        searches = [{"nprobe": p, "k_factor_rf": k} for k in (4, 8, 16) for p in (24, 32, 48, 64)]
+        codes = [f"PQ{width // 2}x4fsr"] + ([f"PQ{width // 4}x4fsr", "SQ8"] if n <= LARGE else [])
+        return [(f"IVF{count},{code},RFlat", 10) for count in lists[:2] for code in codes], searches
+    sizes = (24,) if n > LARGE else (24, 32)
+    return [(f"HNSW{size},Flat", 0) for size in sizes], [{"efSearch": ef} for ef in (52, 64, 96, 128, 192)]
 
 
 def tune(file: Path, kind: str) -> dict[str, Any]:
@@ -76,7 +83,8 @@ def tune(file: Path, kind: str) -> dict[str, Any]:
                 continue
             if seconds < best["seconds"]:
                 best = {"spec": spec, "rounds": rounds, "search": chosen, "seconds": seconds}
-            break  # the next ones of the grid are slower
+            if kind != "pq":
+                break  # the next ones of the grid are slower
         if "spec" not in best:  # the most thorough there is
             best |= {"spec": spec, "rounds": rounds, "search": searches[-1]}
     return best

@@ -179,7 +179,8 @@ def _scann(corpus: Corpus, machines: Machines) -> dict[str, Any]:
     each = 2 * width * (chosen.leaves + chosen.reorder) + searched * width / chosen.dimensions_per_block
     seconds = asked * each / _speed(machines, machines.hosts) if machines.platform == "cpu" else None
     disk = (4 * width + 12) * (asked if parts > 1 else n * machines.hosts)
-    made = _search(machines, asked * each, seconds, 0, 3 * 4 * inside * width + 8 * n, disk)
+    held = partitioned.BUILDING * 4 * inside * width + 8 * n
+    made = _search(machines, asked * each, seconds, 0, held, disk)
     return made | {"settings": asdict(chosen) | {"partitions": parts}}
 
 

@@ -1,15 +1,14 @@
 """Examples for a reader: which documents to show, and which words two texts share."""
 
-import re
 from typing import Any
 
 from sbp_jax.artifacts import Artifact
 from sbp_jax.report.results import rows_at
+from sbp_jax.text.shingles import WORD
 
 RUN = 5  # consecutive shared words that are worth a reader's eye
 LONG_WORD = 5  # letters from which a single shared word says something
 SHOWN = 900  # characters of a document on the page
-_WORD = re.compile(r"\w+")
 
 
 def synthetic_examples(synthetic: Artifact, documents: Artifact, number: int = 3) -> list[dict[str, Any]]:
@@ -36,7 +35,7 @@ def marked(text: str, other: str, run: int = RUN) -> list[tuple[str, str]]:
       (piece, kind), whose pieces join to `text`; kind is "run" for `run` or more consecutive words that the other
       text has too, "word" for a single long one, else "".
     """
-    words, theirs = [[match.group().lower() for match in _WORD.finditer(side)] for side in (text, other)]
+    words, theirs = [[match.group().lower() for match in WORD.finditer(side)] for side in (text, other)]
     runs = {tuple(theirs[place : place + run]) for place in range(len(theirs) - run + 1)}
     vocabulary = {word for word in theirs if len(word) >= LONG_WORD}
     kinds = ["word" if word in vocabulary else "" for word in words]
@@ -45,7 +44,7 @@ def marked(text: str, other: str, run: int = RUN) -> list[tuple[str, str]]:
             kinds[place : place + run] = ["run"] * run
     pieces: list[tuple[str, str]] = []
     end, before = 0, ""
-    for match, kind in zip(_WORD.finditer(text), kinds, strict=True):
+    for match, kind in zip(WORD.finditer(text), kinds, strict=True):
         between = "run" if kind == before == "run" else ""  # one mark for a whole run, its spaces included
         for piece, piece_kind in ((text[end : match.start()], between), (match.group(), kind)):
             if piece and pieces and pieces[-1][1] == piece_kind != "word":

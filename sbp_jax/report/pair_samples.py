@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.report.examples import SHOWN, marked
 from sbp_jax.report.results import rows_at
-from sbp_jax.text.shingles import WORDS
+from sbp_jax.text.shingles import WORDS, mixed
 
 BEFORE = 120  # characters that are shown before the first shared run
 Piece = tuple[str, str]  # text, and its kind as `examples.marked` gives it, or "gap" for what is left out
@@ -44,15 +44,7 @@ def sample(pairs: Artifact, documents: Artifact, number: int, wanted: list[str] 
 
 def hashes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """A well-mixed uint64 for each pair of ordinals (the finaliser of SplitMix64, applied to both)."""
-    with np.errstate(over="ignore"):
-        return _mix(_mix(first.astype(np.uint64)) + second.astype(np.uint64))
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    return mixed(mixed(first.astype(np.uint64)) + second.astype(np.uint64))
 
 
 def excerpt(text: str, other: str, limit: int = SHOWN) -> list[Piece]:

@@ -1,7 +1,6 @@
 """The three searches behind one function, and the choice between them."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sbp_jax.config import Neighbors
+from sbp_jax.parallel import hosts, machine
 from sbp_jax.search import bucketed, exact, partitioned, scann_search
 from sbp_jax.search.vectors import Stored
 
 EXACT_BELOW = 4096  # documents; on a CPU nothing is faster for so few
+EXACT_UP_TO = 200_000  # documents on a CPU without ScaNN: minutes
 EXACT_SECONDS = 3600.0  # that the exact search may take on accelerators to be chosen there
 PRODUCTS = 50e12  # floating-point operations a second of an accelerator in the exact search, cautiously
 SHARE = 0.5  # of a memory that the search may use
@@ -38,17 +39,18 @@ def choose(n: int, width: int, neighbors: Neighbors, devices: int, memory: int |
     Args:
       n: documents.
       devices: of all hosts.
-      memory: bytes of this host; None: what it says.
+      memory: bytes of a host; None: those of the first one, since all hosts have to choose alike.
     """
-    memory = _host_memory() if memory is None else memory
+    memory = hosts.first_says(machine.memory() >> 20) << 20 if memory is None else memory
     if neighbors.backend == "auto":
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
         backend, reason = suited(n, width, neighbors.top_k, devices, jax.default_backend(), limit, memory)
     else:
         backend, reason = neighbors.backend, "neighbors.backend"
     unavailable = scann_search.unavailable() if backend == "scann" else None
-    if unavailable is not None:
-        backend, reason = "exact", f"ScaNN cannot be imported: {unavailable}"
+    if hosts.first_says(unavailable is not None):
+        long = neighbors.backend == "auto" and n > EXACT_UP_TO
+        backend, reason = "bucketed" if long else "exact", f"ScaNN cannot be imported: {unavailable}"
     elif backend == "scann" and n < scann_search.SMALLEST:
         backend, reason = "exact", f"fewer than {scann_search.SMALLEST} documents, too few to learn hashes from"
     if backend == "exact":
@@ -119,7 +121,3 @@ def suited(
     if partitioned.partitions_for(n, width, int(SHARE * host_memory)) == 1:
         return "scann", f"{n:,} documents, whose index fits into the memory of a host"
     return "bucketed", "an index would not fit into the memory of a host, and its buckets are on disk"
-
-
-def _host_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

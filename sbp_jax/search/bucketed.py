@@ -18,22 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from threadpoolctl import threadpool_limits
 
 from sbp_jax.artifacts.artifact import read_json
 from sbp_jax.config import Neighbors
 from sbp_jax.search import kmeans
 from sbp_jax.search.ranking import MISSING, largest
-from sbp_jax.search.shuffle import Group, Shuffle, check_stamp, merge, run_marker, wait_for, write_run
+from sbp_jax.search.shuffle import Group, Shuffle, arrays_of_first, claim, merge, run_marker, wait_for, write_run
 from sbp_jax.search.vectors import Stored
 
 SPILL = 6  # buckets of a document
 ROUND = 64  # the number of buckets is a multiple of; the nearest of so many centroids are found faster
 SAMPLE = 40  # vectors that a centroid is trained on
 LEAST = 8  # times top_k that a bucket holds on average at least
-LARGEST = 4  # times the average above which a bucket is split
-GROUP_BYTES = (1 << 26, 1 << 31)  # of vectors of a group of buckets: least and greatest; between, an eighth of them all
+LARGEST = 8  # times the average above which a bucket is split
+GROUP_BYTES = (1 << 24, 1 << 31)  # of vectors of a group of buckets: least and greatest; between, an eighth of them all
 QUERIES = 256  # members of a bucket that are scored against all at a time
-JOINS = 2  # buckets that are joined at the same time on a CPU
+SCORES = 1 << 21  # of one join that are alive on a CPU
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,17 @@ class Bucketed:
     ):
         self.stored, self.chosen, self.mesh, self.folder = stored, chosen, mesh, folder
         self._process, self._processes = process, processes
-        self._shuffle = Shuffle(folder, chosen.groups, stored.width)
+        self._shuffle = Shuffle(folder, chosen.groups, stored.width, process, processes)
 
     def prepare(self) -> None:
-        """Fills the buckets and joins them; several hosts share the folder and divide the groups.
+        """Fills the buckets and joins them; several hosts share the folder and divide the vectors, then the groups.
 
         Raises:
           SbpError: the folder holds buckets of other vectors or settings.
         """
-        stamp = {"vectors": self.stored.fingerprint, "settings": asdict(self.chosen)}
-        if self._process == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            check_stamp(self.folder, stamp)
-            if read_json(self._shuffle.marker) is None:
-                self._fill()
-        wait_for(self._shuffle.marker)
+        claim(self.folder, {"vectors": self.stored.fingerprint, "settings": asdict(self.chosen)}, self._process)
+        if not all(run_marker(self.folder, group).exists() for group in range(self.chosen.groups)):
+            self._fill()
         for group in range(self._process, self.chosen.groups, self._processes):
             if read_json(run_marker(self.folder, group)) is None:
                 write_run(self.folder, group, *self._join_group(self._shuffle.read(group)))
@@ -100,18 +97,19 @@ class Bucketed:
 
     def _fill(self) -> None:
         chosen = self.chosen
-        rng = np.random.default_rng(0)
-        sample_SD = self.stored.take(np.sort(rng.choice(len(self.stored), chosen.sample, replace=False)))
-        assign = kmeans.Assign(kmeans.train(sample_SD, chosen.buckets, self.mesh), chosen.spill, self.mesh)
-        del sample_SD
-        self._shuffle.start()
-        for start, vectors_CD in self.stored.blocks():
-            buckets_CS = assign(vectors_CD)
-            rows_E = np.repeat(np.arange(len(vectors_CD)), buckets_CS.shape[1])
-            buckets_E = buckets_CS.ravel()
-            groups_E = buckets_E.astype(np.int64) * chosen.groups // chosen.buckets
-            self._shuffle.add(groups_E, start + rows_E, buckets_E, vectors_CD, rows_E)
-        self._shuffle.finish()
+        trained = arrays_of_first(self.folder / "centroids.npz", self._process, self._train)
+        assign = kmeans.Assign(trained["centroids_CD"], chosen.spill, self.mesh)
+
+        def place(vectors_CD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            buckets_E = assign(vectors_CD).ravel()
+            rows_E = np.repeat(np.arange(len(vectors_CD)), len(buckets_E) // len(vectors_CD))
+            return buckets_E.astype(np.int64) * chosen.groups // chosen.buckets, rows_E, buckets_E
+
+        self._shuffle.fill(self.stored, place)
+
+    def _train(self) -> dict[str, np.ndarray]:
+        chosen = np.random.default_rng(0).choice(len(self.stored), self.chosen.sample, replace=False)
+        return {"centroids_CD": kmeans.train(self.stored.take(np.sort(chosen)), self.chosen.buckets, self.mesh)}
 
     def _join_group(self, group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Queries [E], neighbours [E, K] and similarities [E, K] of all buckets of a group."""
@@ -122,8 +120,8 @@ class Bucketed:
             ids_M = group.indices_E[members_M]
             return ids_M, np.where(places_MK == MISSING, MISSING, ids_M[places_MK]), similarities_MK
 
-        joins = min(JOINS, os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-        with ThreadPoolExecutor(joins) as pool:
+        joins = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(joins) as pool:
             parts = list(pool.map(one, self._buckets(group)))
         if not parts:
             return np.empty(0, np.int64), np.empty((0, top_k), np.int64), np.empty((0, top_k), np.float32)
@@ -154,15 +152,44 @@ class Bucketed:
 
 
 def join(vectors_MD: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places [M, K] of the nearest others of each member of a bucket, and their products; -1 where there are fewer."""
+    """Places [M, K] of the nearest others of each member of a bucket, and their products; -1 where there are fewer.
+
+    They are in no certain order; among equals at the last place the first members are in.
+    """
+    count, few = len(vectors_MD), min(top_k, len(vectors_MD) - 1)
+    places_MK = np.full((count, top_k), MISSING, np.int32)
+    similarities_MK = np.full((count, top_k), -np.inf, np.float32)
+    find = _join_here if jax.default_backend() == "cpu" else _join_on_device
+    places_MK[:, :few], similarities_MK[:, :few] = find(vectors_MD, few)
+    return places_MK, similarities_MK
+
+
+def _join_here(vectors_MD: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """On a CPU, where NumPy multiplies and partitions several times as fast as XLA does."""
+    count = len(vectors_MD)
+    places_MK, similarities_MK = np.empty((count, top_k), np.int32), np.empty((count, top_k), np.float32)
+    step = min(max(SCORES // count, 1), QUERIES)
+    for start in range(0, count, step):
+        scores_QM = vectors_MD[start : start + step] @ vectors_MD.T
+        rows_Q = np.arange(len(scores_QM))
+        scores_QM[rows_Q, start + rows_Q] = -np.inf
+        last_Q1 = np.partition(scores_QM, count - top_k, axis=1)[:, count - top_k, None]
+        chosen_QM = scores_QM >= last_Q1
+        for row in np.flatnonzero(np.count_nonzero(chosen_QM, axis=1) > top_k):
+            ties = np.flatnonzero(scores_QM[row] == last_Q1[row])
+            chosen_QM[row, ties[top_k - np.count_nonzero(chosen_QM[row]) :]] = False
+        chosen_QK = np.flatnonzero(chosen_QM).reshape(-1, top_k)
+        places_MK[start : start + step] = chosen_QK % count
+        similarities_MK[start : start + step] = scores_QM.ravel()[chosen_QK]
+    return places_MK, similarities_MK
+
+
+def _join_on_device(vectors_MD: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     count = len(vectors_MD)
     padded_MD = np.zeros((_size(count), vectors_MD.shape[1]), np.float32)
     padded_MD[:count] = vectors_MD
-    places_MK, similarities_MK = _join(padded_MD, np.int32(count), min(top_k, len(padded_MD)))
-    places_MK, similarities_MK = np.asarray(places_MK)[:count], np.asarray(similarities_MK)[:count]
-    fill = ((0, 0), (0, top_k - places_MK.shape[1]))
-    places_MK = np.pad(np.where(np.isneginf(similarities_MK), MISSING, places_MK), fill, constant_values=MISSING)
-    return places_MK, np.pad(similarities_MK, fill, constant_values=-np.inf)
+    places_MK, similarities_MK = _join(padded_MD, np.int32(count), top_k)
+    return np.asarray(places_MK)[:count], np.asarray(similarities_MK)[:count]
 
 
 def _size(members: int) -> int:

@@ -61,8 +61,9 @@ def place(rows: Rows, first: int, count: int, width: int, mesh: Mesh, precise: b
         start = index[0].start or 0 if index else 0
         part_nD = np.zeros((each, width), np.float32)
         inside = min(count - start, each)
-        if inside > 0:
-            part_nD[:inside] = rows(first + start, first + start + inside)
+        for begin in range(0, inside, BLOCK):
+            end = min(begin + BLOCK, inside)
+            part_nD[begin:end] = rows(first + start + begin, first + start + end)
         return part_nD
 
     vectors_ND = jax.make_array_from_callback((each * mesh.size, width), cut, part)

@@ -28,7 +28,7 @@ def train(sample_SD: np.ndarray, clusters: int, mesh: Mesh, rounds: int = ROUNDS
     size = mesh.size * min(BLOCK, -(-len(sample_SD) // mesh.size))
     padding = -len(sample_SD) % size
     cut = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    vectors_SD = jax.device_put(np.pad(sample_SD, ((0, padding), (0, 0))), cut)
+    vectors_SD = jax.device_put(_padded(sample_SD, padding), cut)
     centroids = jax.device_put(centroids_CD, NamedSharding(mesh, PartitionSpec()))
     improve = _improve(mesh)
     for _ in range(rounds):
@@ -72,9 +72,14 @@ class Assign:
         found = [np.empty((0, self._nearest), np.int32)]
         for start in range(0, len(vectors_ND), self._size):
             part_BD = vectors_ND[start : start + self._size]
-            padded_BD = np.pad(part_BD, ((0, self._size - len(part_BD)), (0, 0)))
+            padded_BD = _padded(part_BD, self._size - len(part_BD))
             found.append(np.asarray(self._program(padded_BD, self._centroids_CD))[: len(part_BD)])
         return np.concatenate(found)
+
+
+def _padded(vectors_ND: np.ndarray, rows: int) -> np.ndarray:
+    """With rows of zeros at the end; a copy only where there are any."""
+    return np.pad(vectors_ND, ((0, rows), (0, 0))) if rows else vectors_ND
 
 
 @lru_cache

@@ -3,13 +3,16 @@
 Legend: N vectors, D width, Q queries, K candidates of each, C columns, G groups of columns.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 MISSING = -1  # where a search found too few; its similarity is minus infinity
-BLOCK = 1 << 22  # numbers gathered at a time
+BLOCK = 1 << 20  # numbers that a thread gathers at a time
 GROUP = 8  # columns of which the greatest stands for all
 
 
@@ -76,11 +79,15 @@ def finish(
     """
     similarities_QK = np.empty(candidates_QK.shape, np.float32)
     step = max(BLOCK // max(candidates_QK.shape[1] * vectors_ND.shape[1], 1), 1)
-    for start in range(0, len(queries_Q), step):
+
+    def some(start: int) -> None:
         part = slice(start, start + step)
         found_QKD = vectors_ND[candidates_QK[part]]
         asked_QD = vectors_ND[queries_Q[part]] if queries_QD is None else queries_QD[part]
         np.einsum("qd,qkd->qk", asked_QD, found_QKD, out=similarities_QK[part])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(some, range(0, len(queries_Q), step)))
     return ordered(candidates_QK, similarities_QK, top_k, queries_Q)
 
 

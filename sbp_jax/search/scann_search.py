@@ -23,6 +23,7 @@ from sbp_jax.search.shuffle import check_stamp
 
 SMALLEST = 512  # with fewer vectors exact search is as fast, and hashing has too little to learn from
 SAMPLE, LEAST_SAMPLE = 80, 10_000  # vectors that a leaf is trained on, and all leaves at least: more change little
+HASHED, ROUNDS = 10_000, 6  # vectors that hashes are trained on, and rounds of k-means: more change the fourth decimal
 SPARE = 8  # candidates more than needed, so that rounding at the last place does not decide who is in
 
 
@@ -46,7 +47,7 @@ def settings(n: int, neighbors: Neighbors) -> Settings:
     top_k = min(neighbors.top_k, n - 1)
     leaves = min(neighbors.leaves or round(math.sqrt(n)), n)
     leaves_to_search = neighbors.leaves_to_search or max(math.ceil(leaves / 10), 30)
-    reorder = max(neighbors.reorder or 4 * top_k, top_k + 1)  # the query itself takes one of the places
+    reorder = max(neighbors.reorder or max(4 * top_k, top_k + 64), top_k + 1)  # the query takes one place
     sample = min(max(SAMPLE * leaves, LEAST_SAMPLE), n)
     return Settings(top_k, leaves, min(leaves_to_search, leaves), min(reorder, n), sample)
 
@@ -61,23 +62,30 @@ def unavailable() -> str | None:
 
 
 def build(vectors_ND: np.ndarray, chosen: Settings) -> Any:
-    """Builds the index of float32 [N, D] vectors; the same one each time, random initial centres would differ."""
+    """Builds the index of float32 [N, D] vectors; the same one each time, random initial centres would differ.
+
+    It reorders with bfloat16 copies: `finish` scores what it finds with the vectors themselves.
+    """
     from scann import scann_ops_pybind
+    from scann.scann_ops.py.scann_builder import ReorderType
 
     builder = scann_ops_pybind.builder(vectors_ND, chosen.top_k + 1, "dot_product")
     builder = builder.tree(
         num_leaves=chosen.leaves,
         num_leaves_to_search=chosen.leaves_to_search,
         training_sample_size=chosen.training_sample,
+        training_iterations=ROUNDS,
         min_partition_size=chosen.smallest_leaf,
         random_init=False,
         soar_lambda=chosen.soar_lambda,
     )
     builder = builder.score_ah(
-        chosen.dimensions_per_block, anisotropic_quantization_threshold=chosen.anisotropic_threshold
+        chosen.dimensions_per_block,
+        anisotropic_quantization_threshold=chosen.anisotropic_threshold,
+        training_sample_size=HASHED,
     )
     with _quiet():
-        return builder.reorder(chosen.reorder).build()
+        return builder.reorder(chosen.reorder, quantize=ReorderType.BFLOAT16).build()
 
 
 def opened(vectors_ND: np.ndarray, chosen: Settings, fingerprint: str, folder: Path) -> Any:

@@ -7,19 +7,24 @@ Legend: E entries of a group, Q queries, R rows of a run, K candidates, D width.
 """
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sbp_jax.artifacts.artifact import read_json
 from sbp_jax.errors import SbpError
 from sbp_jax.search.ranking import MISSING, ordered
+from sbp_jax.search.vectors import Stored
 
-MERGED = 1 << 20  # candidates that are merged at a time
+STAMP = "made_from.json"
+MERGED = 256  # queries whose candidates a thread merges at a time
 
 
 def check_stamp(folder: Path, stamp: Mapping[str, object]) -> None:
@@ -28,7 +33,7 @@ def check_stamp(folder: Path, stamp: Mapping[str, object]) -> None:
     Raises:
       SbpError: it was.
     """
-    file = folder / "made_from.json"
+    file = folder / STAMP
     text = json.dumps(stamp, indent=1, sort_keys=True)
     if read_json(file) is None:  # a kill may have cut it off
         for entry in folder.iterdir():
@@ -36,6 +41,32 @@ def check_stamp(folder: Path, stamp: Mapping[str, object]) -> None:
         file.write_text(text)
     elif file.read_text() != text:
         raise SbpError(f"the index in {folder} was built from other vectors or settings; delete that folder")
+
+
+def claim(folder: Path, stamp: Mapping[str, object], process: int) -> None:
+    """Makes a folder ready for what the stamp says: the first host checks or clears it, the others wait for that.
+
+    Raises:
+      SbpError: it holds what was made from something else.
+    """
+    if process == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_stamp(folder, stamp)
+    while not isinstance(made_from := read_json(folder / STAMP), dict) or made_from != json.loads(json.dumps(stamp)):
+        time.sleep(0.2)
+
+
+def arrays_of_first(file: Path, process: int, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What the first host has made, or made before it was killed, on every host; a `.npz` file holds it."""
+    if process == 0 and not file.exists():
+        growing = file.with_suffix(".growing.npz")
+        made: Any = make()
+        np.savez(growing, **made)
+        growing.rename(file)
+    while not file.exists():
+        time.sleep(0.2)
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 def wait_for(marker: Path) -> dict[str, object]:
@@ -55,17 +86,32 @@ class Group:
 
 
 class Shuffle:
-    """The groups of one folder, which count once the marker `shuffled.json` is there."""
+    """The groups of one folder, filled by all hosts, each with the vectors of its range."""
 
-    def __init__(self, folder: Path, groups: int, width: int):
+    def __init__(self, folder: Path, groups: int, width: int, process: int = 0, processes: int = 1):
         self.folder, self.groups, self.width = folder, groups, width
-        self.marker = folder / "shuffled.json"
+        self._process, self._processes = process, processes
 
-    def start(self) -> None:
-        """Drops what a killed run left."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for file in self.folder.glob("group-*"):
-            file.unlink()
+    def fill(self, stored: Stored, place: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        """Sends the vectors to their groups, and waits for the other hosts to have done so.
+
+        Args:
+          place: of some vectors [C, D], where copies of them go: the group, the row and the tag of each entry [E].
+        """
+        if read_json(self._marker(self._process)) is None:
+            for file in self.folder.glob(f"group-*{self._suffix(self._process)}.*"):  # what a killed run left
+                file.unlink()
+            ends = [len(stored) * host // self._processes for host in (self._process, self._process + 1)]
+            with ThreadPoolExecutor(1) as writer:  # while the next ones are read and placed
+                written = writer.submit(lambda: None)
+                for start, vectors_CD in stored.blocks(*ends):
+                    groups_E, rows_E, tags_E = place(vectors_CD)
+                    written.result()
+                    written = writer.submit(self.add, groups_E, start + rows_E, tags_E, vectors_CD, rows_E)
+                written.result()
+            self._marker(self._process).write_text(json.dumps({"groups": self.groups}))
+        for process in range(self._processes):
+            wait_for(self._marker(process))
 
     def add(
         self,
@@ -85,26 +131,40 @@ class Shuffle:
                 ("tags", tags_E[own].astype(np.int32)),
                 ("vectors", vectors_CD[rows_E[own]]),
             ):
-                with self._file(int(group), name).open("ab") as stream:
+                with self._file(int(group), name, self._process).open("ab") as stream:
                     values.tofile(stream)
 
-    def finish(self) -> None:
-        self.marker.write_text(json.dumps({"groups": self.groups}))
-
     def read(self, group: int) -> Group:
-        if not self._file(group, "indices").exists():
-            return Group(np.empty(0, np.int64), np.empty(0, np.int32), np.empty((0, self.width), np.float32))
-        indices_E = np.fromfile(self._file(group, "indices"), np.int64)
-        vectors_ED = np.memmap(self._file(group, "vectors"), np.float32, "r", shape=(len(indices_E), self.width))
-        return Group(indices_E, np.fromfile(self._file(group, "tags"), np.int32), vectors_ED)
+        indices, tags, vectors = [], [], []
+        for process in range(self._processes):
+            if self._file(group, "indices", process).exists():
+                indices.append(np.fromfile(self._file(group, "indices", process), np.int64))
+                tags.append(np.fromfile(self._file(group, "tags", process), np.int32))
+                shape = len(indices[-1]), self.width
+                vectors.append(np.memmap(self._file(group, "vectors", process), np.float32, "r", shape=shape))
+        if len(vectors) == 1:
+            return Group(indices[0], tags[0], vectors[0])
+        return Group(
+            np.concatenate([np.empty(0, np.int64), *indices]),
+            np.concatenate([np.empty(0, np.int32), *tags]),
+            np.concatenate([np.empty((0, self.width), np.float32), *vectors]),
+        )
 
     def drop(self, group: int) -> None:
         """Frees the disk of a group that is done."""
-        for name in ("indices", "tags", "vectors"):
-            self._file(group, name).unlink(missing_ok=True)
+        for process in range(self._processes):
+            for name in ("indices", "tags", "vectors"):
+                self._file(group, name, process).unlink(missing_ok=True)
 
-    def _file(self, group: int, name: str) -> Path:
-        return self.folder / f"group-{group:05d}.{name}"
+    def _suffix(self, process: int) -> str:
+        """Other numbers of hosts divide the vectors otherwise; what those left is not read."""
+        return f"-{process}-of-{self._processes}"
+
+    def _marker(self, process: int) -> Path:
+        return self.folder / f"shuffled{self._suffix(process)}.json"
+
+    def _file(self, group: int, name: str, process: int) -> Path:
+        return self.folder / f"group-{group:05d}{self._suffix(process)}.{name}"
 
 
 def write_run(
@@ -125,32 +185,44 @@ def run_marker(folder: Path, group: int) -> Path:
 
 def merge(folder: Path, groups: Sequence[int], start: int, stop: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """The best candidates of queries `start` to `stop` over all runs; index -1 where they hold too few."""
-    queries, indices, similarities = [], [], []
-    for group in groups:
-        queries_R = np.load(_run(folder, group, "queries.npy"), mmap_mode="r")
-        part = slice(*np.searchsorted(queries_R, [start, stop]))
-        queries.append(queries_R[part] - start)
-        indices.append(np.load(_run(folder, group, "indices.npy"), mmap_mode="r")[part])
-        similarities.append(np.load(_run(folder, group, "similarities.npy"), mmap_mode="r")[part])
-    queries_R, indices_RK, similarities_RK = map(np.concatenate, (queries, indices, similarities))
-    order = np.argsort(queries_R, kind="stable")
-    queries_R = queries_R[order]
-    places_R = np.arange(len(queries_R)) - np.searchsorted(queries_R, queries_R)
-    most, kept = int(places_R.max(initial=0)) + 1, indices_RK.shape[1]
+    runs = [_range(folder, group, start, stop) for group in groups]
     found_indices = np.full((stop - start, top_k), MISSING, np.int64)
     found_similarities = np.full((stop - start, top_k), -np.inf, np.float32)
-    step = max(MERGED // (most * kept), 1)
-    for first in range(0, stop - start, step):
-        size = min(step, stop - start - first)
-        part = slice(*np.searchsorted(queries_R, [first, first + size]))
-        all_indices = np.full((size, most, kept), MISSING, np.int64)
-        all_similarities = np.full((size, most, kept), -np.inf, np.float32)
-        all_indices[queries_R[part] - first, places_R[part]] = indices_RK[order[part]]
-        all_similarities[queries_R[part] - first, places_R[part]] = similarities_RK[order[part]]
-        best = ordered(all_indices.reshape(size, -1), all_similarities.reshape(size, -1), top_k)
-        found_indices[first : first + size, : best[0].shape[1]] = best[0]
-        found_similarities[first : first + size, : best[1].shape[1]] = best[1]
+
+    def some(first: int) -> None:
+        last = min(first + MERGED, stop - start)
+        rows = [slice(*np.searchsorted(queries_R, [start + first, start + last])) for queries_R, _, _ in runs]
+        parts = [[values[own] for values in run] for run, own in zip(runs, rows, strict=True)]
+        queries_R, indices_RK, similarities_RK = map(np.concatenate, zip(*parts, strict=True))
+        order = np.argsort(queries_R, kind="stable")
+        queries_R = queries_R[order] - (start + first)
+        places_R = np.arange(len(queries_R)) - np.searchsorted(queries_R, queries_R)
+        shape = last - first, int(places_R.max(initial=0)) + 1, indices_RK.shape[1]
+        all_indices, all_similarities = np.full(shape, MISSING, np.int32), np.full(shape, -np.inf, np.float32)
+        all_indices[queries_R, places_R] = indices_RK[order]
+        all_similarities[queries_R, places_R] = similarities_RK[order]
+        indices, similarities = (x.reshape(len(x), -1) for x in (all_indices, all_similarities))
+        indices, similarities = ordered(indices, similarities, top_k)
+        found_indices[first:last, : indices.shape[1]] = indices
+        found_similarities[first:last, : similarities.shape[1]] = similarities
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(some, range(0, stop - start, MERGED)))
     return found_indices, found_similarities
+
+
+def _range(folder: Path, group: int, start: int, stop: int) -> list[np.ndarray]:
+    """Queries, indices and similarities of the rows of a run that belong to some queries."""
+    queries_R = np.load(_run(folder, group, "queries.npy"), "r")
+    first, last = np.searchsorted(queries_R, [start, stop])
+    parts = []
+    for name in ("queries", "indices", "similarities"):
+        mapped = np.load(_run(folder, group, f"{name}.npy"), "r")
+        # Read, not mapped: the pages that a map brings in around those asked for would count as this process's.
+        offset = mapped.offset + int(first) * mapped.strides[0]
+        part = np.fromfile(mapped.filename, mapped.dtype, (last - first) * mapped[:1].size, offset=offset)
+        parts.append(part.reshape(-1, *mapped.shape[1:]))
+    return parts
 
 
 def _run(folder: Path, group: int, name: str) -> Path:

@@ -15,6 +15,7 @@ from sbp_jax.artifacts import Artifact
 from sbp_jax.errors import SbpError
 
 READ = 1 << 22  # numbers that are read and copied at a time
+DECODED = 1024  # vectors of a Parquet file that are decoded at a time: Arrow takes several times their memory
 
 
 class Stored:
@@ -61,18 +62,20 @@ class Stored:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """All vectors in order, some at a time, each block with the index of its first."""
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """The vectors of a range in order, some at a time, each block with the index of its first."""
+        stop = len(self) if stop is None else stop
         step = max(READ // self.width, 1)
-        for start in range(0, len(self), step):
-            yield start, self.rows(start, min(start + step, len(self)))
+        for first in range(start, stop, step):
+            yield first, self.rows(first, min(first + step, stop))
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """float32 [Q, D], the vectors at some rising indices; reads every shard once at most."""
-        taken, shards = [], np.searchsorted(self._starts, indices, side="right") - 1
+        taken_QD = np.empty((len(indices), self.width), np.float32)
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
         for shard in np.unique(shards):
-            taken.append(self._shard(int(shard))[indices[shards == shard] - self._starts[shard]])
-        return np.concatenate(taken)
+            taken_QD[shards == shard] = self._shard(int(shard))[indices[shards == shard] - self._starts[shard]]
+        return taken_QD
 
     def mapped(self, folder: Path) -> np.ndarray:
         """All vectors as one file that the system reads as it is needed, for random access; float32 [N, D]."""
@@ -90,13 +93,18 @@ class Stored:
             return self._last[1]
         name = self._files[shard].name
         with self._embeddings.file(name).open("rb") as stream:
-            table = pq.read_table(stream, columns=["ordinal", "embedding"])
-        width = table.schema.field("embedding").type.list_size  # a shard may have no rows to tell it by
-        vectors_CD = table["embedding"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, width)
+            file = pq.ParquetFile(stream)
+            width = file.schema_arrow.field("embedding").type.list_size  # a shard may have no rows to tell it by
+            vectors_CD = np.empty((file.metadata.num_rows, width), np.float32)
+            done = 0
+            for batch in file.iter_batches(DECODED, columns=["embedding"]):
+                part = batch.column(0).flatten().to_numpy().reshape(len(batch), width)
+                vectors_CD[done : done + len(batch)] = part
+                done += len(batch)
         lengths_C = np.einsum("cd,cd->c", vectors_CD, vectors_CD)
         bad = np.flatnonzero(~np.isfinite(lengths_C) | (lengths_C == 0))
         if len(bad):
-            ordinal = table["ordinal"][int(bad[0])]
+            ordinal = self.ordinals[self._starts[shard] + bad[0]]
             raise SbpError(
                 f"{len(bad):,} embeddings of {self.path / name} are zero or not finite, the first is that of the"
                 f" document with ordinal {ordinal}; check embedding.model, or the file that embedding.vectors names"

@@ -2,7 +2,7 @@
 
 An item is a record of a JSON Lines file; every string in it, in its lists and in records inside it is one of its
 texts. The labels of a prompt ("Question:", "Answer:") are left off: a document that leaks the item need not have
-them. Words are lower-cased runs of word characters, as in shingles.
+them. Words are those of shingles.
 
 1. A text of 13 words or more is found by any 13 of its words in a row, 7 of them at least with a letter: numbers,
    table rows and rulers leak nothing.
@@ -16,6 +16,7 @@ them. Words are lower-cased runs of word characters, as in shingles.
 import gzip
 import json
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,14 +27,13 @@ import numpy as np
 from etils import epath
 
 from sbp_jax.errors import SbpError
-from sbp_jax.text.shingles import WORDS, Words, rolled, words
+from sbp_jax.text.shingles import WORD, WORDS, Words, rolled, words
 
-RULE_VERSION = 2
+RULE_VERSION = 3
 LETTERED = 7  # words with a letter in a run of 13 that may prove anything
 SHORTEST = 8  # words with a letter in a text that is found whole
 FILTER_BITS = 4  # slots of the filter for each hash in it, as a power of two
 SHOWN = 80  # characters of a text in the evidence
-_WORD = re.compile(r"\w+")
 ANSWERS = ("answer", "a", "the answer is")  # what may stand between a question and its answer
 _LABELS = re.compile(r"^\s*(question|q)\s*:|\b(answer|a)\s*:\s*$", re.IGNORECASE)
 
@@ -154,9 +154,9 @@ def _findable(file: str, line: int, record: dict[str, Any]) -> list[Text]:
     _collect(record, strings, lists)
     fields = strings + lists
     questions = [text for texts in strings or fields for text in texts]
-    longest = max((len(_WORD.findall(text)) for text in questions), default=0)
+    longest = max((len(WORD.findall(text)) for text in questions), default=0)
     found = [text for texts in fields for text in texts if _can_be_found(text, WORDS)]
-    found += [text for text in questions if longest == len(_WORD.findall(text)) < WORDS and _can_be_found(text)]
+    found += [text for text in questions if longest == len(WORD.findall(text)) < WORDS and _can_be_found(text)]
     if not any(text in found for text in questions):
         rest = [[text for text in texts if text not in found] for texts in fields]
         between = [(a, b) for first, second in permutations(rest, 2) for a in first for b in second]
@@ -180,12 +180,12 @@ def _collect(value: Any, strings: list[list[str]], lists: list[list[str]]) -> No
 
 
 def _plain(text: str) -> str:
-    """Without labels, and without the halves of surrogate pairs that JSON can spell and UTF-8 cannot."""
-    return _LABELS.sub(" ", text.encode("utf-8", "replace").decode())
+    """Without labels, in NFC, and without the halves of surrogate pairs that JSON can spell and UTF-8 cannot."""
+    return _LABELS.sub(" ", unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode()))
 
 
 def _can_be_found(text: str, shortest: int = SHORTEST) -> bool:
-    lettered = [any(map(str.isalpha, word)) for word in _WORD.findall(text)]
+    lettered = [any(map(str.isalpha, word)) for word in WORD.findall(text)]
     if len(lettered) < WORDS:
         return len(lettered) >= shortest and sum(lettered) >= SHORTEST
     return any(sum(lettered[start : start + WORDS]) >= LETTERED for start in range(len(lettered) - WORDS + 1))

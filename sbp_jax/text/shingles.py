@@ -1,7 +1,8 @@
 """Hashed word n-grams: how much of one text is literally inside another.
 
-A shingle is `length` consecutive words; words are lower-cased runs of word characters. Two texts are compared by
-the shingles they share, pair by pair: chains of near-copies are never merged into one component.
+A shingle is `length` consecutive words; words are lower-cased runs of word characters, and every character of a script
+that puts no spaces between words (`WORD`). Accents are part of their letters, however they are encoded (NFC). Two texts
+are compared by the shingles they share, pair by pair: chains of near-copies are never merged into one component.
 
 Words are found and hashed for many texts at a time, all characters at once: a word's hash is its part of a running sum
 of characters, each weighted by its place in the sum, divided by the weight of the word's own place.
@@ -9,6 +10,8 @@ of characters, each weighted by its place in the sum, divided by the weight of t
 Shapes: C characters, W words, n shingles.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +19,14 @@ from functools import cache
 import numpy as np
 
 WORDS = 13  # words a shingle
+# Thai and Lao, Burmese, Khmer, kana, Chinese characters.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_ALONE = re.compile(f"[{UNSPACED}]")
+WORD = re.compile(rf"(?=[{UNSPACED}])\w|[^\W{UNSPACED}]+")
 CODES = 0x110000  # code points of Unicode
+OUTSIDE, INSIDE, LETTER, ALONE = range(4)  # kinds of characters: of no word, of a word, a letter of one, a whole word
 CHUNK = 1 << 18  # characters hashed at a time; a longer text is cut between two words
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 
@@ -47,7 +57,7 @@ def words(texts: Sequence[str]) -> Words:
     waiting: list[tuple[int, str]] = []
     size = 0
     for index, text in enumerate(texts):
-        for piece in _pieces(text.lower()):
+        for piece in _pieces(normalized(text)):
             if size + len(piece) > CHUNK and waiting:
                 _hash_pieces(waiting, hashes, lettered, counts)
                 waiting, size = [], 0
@@ -56,6 +66,11 @@ def words(texts: Sequence[str]) -> Words:
     if waiting:
         _hash_pieces(waiting, hashes, lettered, counts)
     return Words(np.concatenate(hashes), np.concatenate(lettered), np.cumsum(counts))
+
+
+def normalized(text: str) -> str:
+    """Lower-cased, each accented letter as one character where there is such a character."""
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).lower()
 
 
 def rolled(hashes_W: np.ndarray, length: int = WORDS) -> np.ndarray:
@@ -148,13 +163,14 @@ def _hash_pieces(
     # A line feed ends each piece: it is no word character, and it gives every word a character behind it.
     codes_C = np.frombuffer("".join(f"{piece}\n" for _, piece in pieces).encode("utf-32-le"), np.uint32)
     kinds_C = kinds[codes_C]
-    inside_C = np.concatenate(([False], kinds_C > 0))
-    edges = np.flatnonzero(inside_C[1:] != inside_C[:-1])
-    starts_W, ends_W = edges[::2], edges[1::2]
+    inside_C, alone_C = kinds_C > OUTSIDE, kinds_C == ALONE
+    joined_C = inside_C[:-1] & inside_C[1:] & ~(alone_C[:-1] | alone_C[1:])  # to the next character, in one word
+    starts_W = np.flatnonzero(inside_C & ~np.concatenate(([False], joined_C)))
+    ends_W = np.flatnonzero(inside_C & ~np.concatenate((joined_C, [False]))) + 1
     powers, inverses = _powers(1 << max(len(codes_C) - 1, 1).bit_length())
     sums_C = np.concatenate(([np.uint64(0)], np.cumsum(weights[codes_C] * powers[: len(codes_C)])))
     hashes.append(mixed((sums_C[ends_W] - sums_C[starts_W]) * inverses[starts_W]))
-    letters_C = np.concatenate(([0], np.cumsum(kinds_C == 2)))
+    letters_C = np.concatenate(([0], np.cumsum(kinds_C >= LETTER)))
     lettered.append(letters_C[ends_W] > letters_C[starts_W])
     lengths = np.fromiter((len(piece) + 1 for _, piece in pieces), np.int64, len(pieces))
     bounds = np.searchsorted(starts_W, np.concatenate(([0], np.cumsum(lengths))))
@@ -163,10 +179,15 @@ def _hash_pieces(
 
 @cache
 def _characters() -> tuple[np.ndarray, np.ndarray]:
-    """For each code point: 0 outside words, 1 in words, 2 for a letter; and a random weight."""
-    characters = map(chr, range(CODES))
-    kinds = np.fromiter((2 * c.isalpha() or (c == "_" or c.isalnum()) for c in characters), np.uint8, CODES)
+    """The kind of each code point, and a random weight."""
+    kinds = np.fromiter((_kind(chr(code)) for code in range(CODES)), np.uint8, CODES)
     return kinds, mixed(np.arange(CODES, dtype=np.uint64))
+
+
+def _kind(character: str) -> int:
+    if not _is_word(character):
+        return OUTSIDE
+    return ALONE if _ALONE.match(character) else LETTER if character.isalpha() else INSIDE
 
 
 @cache
