@@ -29,8 +29,13 @@ MOON = {  # the only text long enough is a wrong choice
     ],
 }
 NESTED = {"doc": {"choices": [{"text": "Whoever reads the third of the nested choices has found a text in a record"}]}}
+CLOZE = {
+    "sentence": "The trophy stayed out of the suitcase as _ was too big.",
+    "option1": "the cup",
+    "option2": "the case",
+}
 HALF = {"query": "one two three four \ud83d five six seven eight nine"}
-ITEMS = [LONG, QUESTION, SHORT_QUESTION, TINY, NUMBERS, MOON, NESTED, HALF]
+ITEMS = [LONG, QUESTION, SHORT_QUESTION, TINY, NUMBERS, MOON, NESTED, HALF, CLOZE]
 
 
 def write(path: Path, records: list[dict]) -> epath.Path:
@@ -54,6 +59,7 @@ LEAKED = [
     (3, "Question: What is a dik-dik?\nAnswer: a kind of animal from Africa"),
     (6, "The Earth's Moon is always much closer to the Earth than it is to the Sun."),
     (7, "Whoever reads the third of the nested choices has found a text in a record, or a leak."),
+    (9, "It is known that the trophy stayed out of the suitcase as the cup was too big."),
 ]
 INNOCENT = [
     "In the united states of America, which country is not asked. Onion. France.",
@@ -80,6 +86,17 @@ def test_an_innocent_text_is_not_contaminated(items, text):
     assert items.search(words([text])) == {}
 
 
+def test_what_stands_in_front_of_every_item_is_none(tmp_path):
+    """Instructions that a set repeats are on every page about such sets; a passage with several questions leaks."""
+    template = "The following are multiple choice questions with answers about the history of the world at large."
+    records = [
+        {"instruction": template, "passage": f"{STORY} {number // 20}", "query": f"What is in the passage {number}?"}
+        for number in range(60)
+    ]
+    found = Items([write(tmp_path / "set.jsonl", records)]).search(words([template, f"{STORY} 2"]))
+    assert {number: hit.line for number, hit in found.items()} == {1: 1}
+
+
 def test_no_item_is_found_across_two_documents(items):
     tokens = STORY.split()
     assert items.search(words([" ".join(tokens[:10]), " ".join(tokens[10:])])) == {}
@@ -88,7 +105,7 @@ def test_no_item_is_found_across_two_documents(items):
 
 
 def test_items_that_no_rule_can_find_are_counted(items, tmp_path):
-    assert (items.items, items.too_short) == (8, 2)
+    assert (items.items, items.too_short) == (9, 2)
     assert Items([]).search(words([STORY, ""])) == {}
     assert Items([write(tmp_path / "b.jsonl", [TINY])]).search(words([STORY])) == {}
 

@@ -27,7 +27,11 @@ from sbp_jax.search.ranking import MISSING, largest
 from sbp_jax.search.shuffle import Group, Shuffle, arrays_of_first, claim, merge, run_marker, wait_for, write_run
 from sbp_jax.search.vectors import Stored
 
-SPILL = 6  # buckets of a document
+SPILL, SPILL_LARGE, LARGE = (
+    6,
+    5,
+    500_000,
+)  # buckets of a document, and of one among so many: neighbours are nearer there
 ROUND = 64  # the number of buckets is a multiple of; the nearest of so many centroids are found faster
 SAMPLE = 40  # vectors that a centroid is trained on
 LEAST = 8  # times top_k that a bucket holds on average at least
@@ -52,7 +56,7 @@ class Settings:
 def settings(n: int, width: int, neighbors: Neighbors) -> Settings:
     """Derives what `neighbors` leaves open: with so many buckets, assigning costs about as much as joining."""
     top_k = min(neighbors.top_k, n - 1)
-    spill = neighbors.leaves_to_search or SPILL
+    spill = neighbors.leaves_to_search or (SPILL if n < LARGE else SPILL_LARGE)
     buckets = neighbors.leaves or min(round(4 * math.sqrt(n)), spill * n // (LEAST * (top_k + 1)))
     buckets = max(min(buckets, n), 1)
     if neighbors.leaves is None and buckets > ROUND:

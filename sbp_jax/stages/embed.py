@@ -176,6 +176,8 @@ def _fit(label: str, capped: Capped, parts: list[Part], vectors: Vectors) -> Whi
         for part in parts:
             sample.extend(vectors(capped(part).slice(0, each)))
             counter.advance()
+    if not sample:
+        raise SbpError(f"{label}: no document is in the capped set, so there is nothing to whiten by")
     return Whitening.fit(np.concatenate(sample))
 
 

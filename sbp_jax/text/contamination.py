@@ -11,6 +11,9 @@ them. Words are those of shingles.
 3. Of an item whose questions rules 1 and 2 do not look for, each two texts from different fields are joined, one way
    and the other (a question with its answer), also with a label between them, and looked for by the same rules.
 4. What is shorter still ("the united states") is looked for nowhere, and the item is counted as too short.
+
+A blank ("_") in a text is filled with each other text of its item too. A text of more than 50 items of a file is a
+template ("The following are multiple choice questions about ...") and belongs to none of them.
 """
 
 import gzip
@@ -18,6 +21,7 @@ import json
 import re
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -33,8 +37,10 @@ RULE_VERSION = 3
 LETTERED = 7  # words with a letter in a run of 13 that may prove anything
 SHORTEST = 8  # words with a letter in a text that is found whole
 FILTER_BITS = 4  # slots of the filter for each hash in it, as a power of two
+TEMPLATE = 50  # items of a file above which a text is none of theirs
 SHOWN = 80  # characters of a text in the evidence
 ANSWERS = ("answer", "a", "the answer is")  # what may stand between a question and its answer
+_BLANK = re.compile(r"(?<!\w)_+(?!\w)")
 _LABELS = re.compile(r"^\s*(question|q)\s*:|\b(answer|a)\s*:\s*$", re.IGNORECASE)
 
 
@@ -64,8 +70,11 @@ class Items:
         self.items = self.too_short = 0
         self._texts: list[Text] = []
         for file in files:
-            for line, record in _records(file):
-                found = _findable(file.name, line, record)
+            records = [(line, _fields(record)) for line, record in _records(file)]
+            items_of = Counter(text for _, fields in records for text in {text for texts in fields for text in texts})
+            templates = {text for text, number in items_of.items() if number > TEMPLATE and _can_be_found(text)}
+            for line, fields in records:
+                found = [Text(file.name, line, text) for text in _findable(fields, templates)]
                 self.items += 1
                 self.too_short += not found
                 self._texts += found
@@ -147,13 +156,36 @@ def _records(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise SbpError(f"{file} cannot be read to its end ({error}); check pairs.decontaminate") from error
 
 
-def _findable(file: str, line: int, record: dict[str, Any]) -> list[Text]:
+@dataclass(frozen=True)
+class _Fields:
+    """The texts of a record by field: those alone in theirs, and those in lists."""
+
+    strings: list[list[str]]
+    lists: list[list[str]]
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return iter(self.strings + self.lists)
+
+    def without(self, templates: set[str]) -> "_Fields":
+        strings, lists = (
+            [[text for text in texts if text not in templates] for texts in side] for side in (self.strings, self.lists)
+        )
+        return _Fields(strings, lists)
+
+
+def _fields(record: dict[str, Any]) -> _Fields:
+    fields = _Fields([], [])
+    _collect(record, fields.strings, fields.lists)
+    for texts in fields.strings:
+        others = [other for field in fields for other in field if not _BLANK.search(other)]
+        texts += [other.join(_BLANK.split(text)) for text in texts if _BLANK.search(text) for other in others]
+    return fields
+
+
+def _findable(fields: _Fields, templates: set[str]) -> list[str]:
     """The texts of an item that the rules look for."""
-    strings: list[list[str]] = []
-    lists: list[list[str]] = []
-    _collect(record, strings, lists)
-    fields = strings + lists
-    questions = [text for texts in strings or fields for text in texts]
+    fields = fields.without(templates)
+    questions = [text for texts in fields.strings or fields for text in texts]
     longest = max((len(WORD.findall(text)) for text in questions), default=0)
     found = [text for texts in fields for text in texts if _can_be_found(text, WORDS)]
     found += [text for text in questions if longest == len(WORD.findall(text)) < WORDS and _can_be_found(text)]
@@ -162,7 +194,7 @@ def _findable(file: str, line: int, record: dict[str, Any]) -> list[Text]:
         between = [(a, b) for first, second in permutations(rest, 2) for a in first for b in second]
         possible = [(a, b) for a, b in between if _can_be_found(f"{a} {b}")]  # the label proves nothing
         found += [f"{a} {label} {b}" for a, b in possible for label in ("", *ANSWERS)]
-    return [Text(file, line, text) for text in found]
+    return found
 
 
 def _collect(value: Any, strings: list[list[str]], lists: list[list[str]]) -> None:
