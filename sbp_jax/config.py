@@ -146,8 +146,8 @@ class Neighbors:
     backend: str = "auto"  # scann, exact, bucketed, or auto: by the number of documents and the machine
     top_k: int = 20  # neighbours kept for each document
     audited: int = 500  # queries whose neighbours are compared with those of the exact search
-    leaves: int | None = None  # scann: of its tree, about sqrt(documents); bucketed: its buckets, about four times that
-    leaves_to_search: int | None = None  # scann: a tenth of the leaves, at least 30; bucketed: buckets of a document, 6
+    leaves: int | None = None  # scann: of its tree, at least sqrt(documents); bucketed: its buckets, four times that
+    leaves_to_search: int | None = None  # scann: at least 30; bucketed: the buckets of a document, 5 or 6
     reorder: int | None = None  # candidates scored exactly; derived: four times top_k
 
 

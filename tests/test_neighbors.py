@@ -103,7 +103,7 @@ def test_two_processes_find_the_same_neighbours():
 
 
 def test_settings_are_derived_from_the_number_of_documents_and_never_exceed_it():
-    assert scann_search.settings(1_000_000, Neighbors(top_k=200)) == scann_search.Settings(200, 1972, 51, 800, 157_760)
+    assert scann_search.settings(1_000_000, Neighbors(top_k=200)) == scann_search.Settings(200, 1972, 61, 800, 157_760)
     assert scann_search.settings(600, Neighbors(top_k=20)) == scann_search.Settings(20, 24, 24, 84, 600)
     assert scann_search.settings(10, Neighbors(top_k=20)) == scann_search.Settings(9, 3, 3, 10, 10)
     assert scann_search.settings(5000, Neighbors(top_k=1)).reorder == 65  # few hashes name the nearest one

@@ -11,7 +11,7 @@ import numpy as np
 from sbp_jax.data.screened import Shingles
 from sbp_jax.text.shared_shingles import shared
 
-AT_ONCE = 1 << 17  # shingles of pairs that are compared at once
+AT_ONCE = 1 << 18  # shingles of pairs that are compared at once
 WHOLE = 0.8  # containment of all shingles from which on boilerplate counts too: many copies of one text are all of it
 
 

@@ -6,6 +6,7 @@ file by file, so that a killed run finds what it had finished.
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import xxhash
@@ -49,9 +50,22 @@ def save_parts(output: Output, name: str, parts: Sequence[np.ndarray]) -> None:
         save(output, name, parts[0])
         return
     with output.writing(name) as writing:
-        whole = np.lib.format.open_memmap(writing.path, "w+", parts[0].dtype, (sum(map(len, parts)),))
-        np.concatenate(parts, out=whole)
-        whole.flush()
+        with created(writing.path, parts[0].dtype, sum(map(len, parts))) as whole:
+            np.concatenate(parts, out=whole)
+
+
+@contextmanager
+def created(path: epath.Path, kind: np.dtype, length: int) -> Iterator[np.ndarray]:
+    """An array to fill, which becomes a .npy file: mapped where it can be; for a bucket it takes memory."""
+    if "://" in str(path):
+        array = np.empty(length, kind)
+        yield array
+        with path.open("wb") as stream:
+            np.save(stream, array)
+    else:
+        array = np.lib.format.open_memmap(path, "w+", kind, (length,))
+        yield array
+        array.flush()
 
 
 def columns(scratch: Output, screened: Artifact, tokens: Artifact) -> np.ndarray:
@@ -63,8 +77,10 @@ def columns(scratch: Output, screened: Artifact, tokens: Artifact) -> np.ndarray
     if not scratch.has("documents.npy"):
         codes: dict[str, int] = {"und": 0}
         records = arrayrecord.source(tokens)
-        with scratch.writing("documents.npy") as writing:
-            rows = np.lib.format.open_memmap(writing.path, "w+", COLUMNS, (screened.rows,))
+        with (
+            scratch.writing("documents.npy") as writing,
+            created(writing.path, COLUMNS, screened.rows) as rows,
+        ):
             first = 0
             for table in parquet.tables(screened, ["ordinal", "language", "source", "contaminated_by"]):
                 part = rows[first : first + table.num_rows]
@@ -79,7 +95,6 @@ def columns(scratch: Output, screened: Artifact, tokens: Artifact) -> np.ndarray
                     )
                 part["tokens"] = np.concatenate([np.empty(0, np.int32), *_lengths(records, part["ordinal"])])
                 first += table.num_rows
-            rows.flush()
     return mapped(scratch.path / "documents.npy")
 
 

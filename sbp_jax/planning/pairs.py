@@ -150,14 +150,14 @@ def _exact(corpus: Corpus, machines: Machines) -> dict[str, Any]:
 
 
 def _bucketed(corpus: Corpus, machines: Machines) -> dict[str, Any]:
-    """Centroids from a sample and every vector against them, on one host; every bucket with itself, on all of them."""
+    """Centroids from a sample, on one host; every vector against them and every bucket with itself, on all of them."""
     n, width, k = corpus.documents, corpus.width, corpus.top_k
     chosen = bucketed.settings(n, width, Neighbors(top_k=k))
     trained = 2 * kmeans.ROUNDS * chosen.sample * chosen.buckets * width
     assigned = 2 * n * chosen.buckets * width
     joined = UNEVEN * 2 * (chosen.spill * n) ** 2 / chosen.buckets * width
     passes = PASSES if machines.platform == "tpu" else 1
-    seconds = (trained + assigned) / _speed(machines, 1) + passes * joined / _speed(machines, machines.hosts)
+    seconds = trained / _speed(machines, 1) + (assigned + passes * joined) / _speed(machines, machines.hosts)
     entries = math.ceil(chosen.spill * n / chosen.groups)
     group = entries * (4 * width + 12 + 2 * 12 * k)
     sample = 2 * 4 * chosen.sample * width

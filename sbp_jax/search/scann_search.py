@@ -49,7 +49,7 @@ def settings(n: int, neighbors: Neighbors) -> Settings:
     """
     top_k = min(neighbors.top_k, n - 1)
     leaves = min(neighbors.leaves or round(max(math.sqrt(n), n**0.8 / 32)), n)
-    leaves_to_search = neighbors.leaves_to_search or max(math.ceil(7.6 * leaves**0.25), 30)
+    leaves_to_search = neighbors.leaves_to_search or max(math.ceil(6.2 * leaves**0.3), 30)
     reorder = max(neighbors.reorder or max(4 * top_k, top_k + 64), top_k + 1)  # the query takes one place
     sample = min(max(SAMPLE * leaves, LEAST_SAMPLE), n)
     return Settings(top_k, leaves, min(leaves_to_search, leaves), min(reorder, n), sample)

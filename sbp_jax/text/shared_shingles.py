@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SPARSITY = 8  # places of a table for each shingle of a first text of mean length
+SPARSITY = 16  # places of a table for each shingle of a first text of mean length
 
 
 @dataclass(frozen=True)
