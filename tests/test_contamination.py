@@ -29,10 +29,11 @@ MOON = {  # the only text long enough is a wrong choice
     ],
 }
 NESTED = {"doc": {"choices": [{"text": "Whoever reads the third of the nested choices has found a text in a record"}]}}
-CLOZE = {
-    "sentence": "The trophy stayed out of the suitcase as _ was too big.",
-    "option1": "the cup",
-    "option2": "the case",
+CLOZE = {  # the wrong option is the longer one
+    "sentence": "_ forgot to feed the cats before leaving home",
+    "option1": "Ann",
+    "option2": "Doctor Robert Smith",
+    "answer": "1",
 }
 HALF = {"query": "one two three four \ud83d five six seven eight nine"}
 ITEMS = [LONG, QUESTION, SHORT_QUESTION, TINY, NUMBERS, MOON, NESTED, HALF, CLOZE]
@@ -59,7 +60,8 @@ LEAKED = [
     (3, "Question: What is a dik-dik?\nAnswer: a kind of animal from Africa"),
     (6, "The Earth's Moon is always much closer to the Earth than it is to the Sun."),
     (7, "Whoever reads the third of the nested choices has found a text in a record, or a leak."),
-    (9, "It is known that the trophy stayed out of the suitcase as the cup was too big."),
+    (9, "It is known that Ann forgot to feed the cats before leaving home, again."),
+    (9, "It is known that doctor Robert Smith forgot to feed the cats before leaving home."),
 ]
 INNOCENT = [
     "In the united states of America, which country is not asked. Onion. France.",
@@ -90,11 +92,27 @@ def test_what_stands_in_front_of_every_item_is_none(tmp_path):
     """Instructions that a set repeats are on every page about such sets; a passage with several questions leaks."""
     template = "The following are multiple choice questions with answers about the history of the world at large."
     records = [
-        {"instruction": template, "passage": f"{STORY} {number // 20}", "query": f"What is in the passage {number}?"}
+        {
+            "instruction": template,
+            "passage": f"{STORY} {STORY[::-1]} {STORY}",
+            "query": f"What is in the passage {number}?",
+        }
         for number in range(60)
     ]
-    found = Items([write(tmp_path / "set.jsonl", records)]).search(words([template, f"{STORY} 2"]))
+    items = Items([write(tmp_path / "set.jsonl", records)])
+    found = items.search(words([template, f"{STORY} {STORY[::-1]} {STORY}"]))
     assert {number: hit.line for number, hit in found.items()} == {1: 1}
+    assert items.templates == 1
+
+
+def test_blanks_in_many_fields_are_filled_in_bounded_time(tmp_path):
+    """Filling what was filled before doubles the texts with every field."""
+    turns = [
+        {"turn": f"In sentence {number} of these the word _ is the one that was left out"} for number in range(200)
+    ]
+    items = Items([write(tmp_path / "set.jsonl", [{"turns": turns, "answer": "blue"}])])
+    found = items.search(words(["in sentence 7 of these the word blue is the one that was left out"]))
+    assert found[0].line == 1 and len(items._texts) < 1000
 
 
 def test_no_item_is_found_across_two_documents(items):

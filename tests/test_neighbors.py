@@ -218,13 +218,14 @@ def test_the_backend_follows_from_size_settings_and_what_is_installed(monkeypatc
     assert chosen(100, "bucketed").backend == "bucketed"
     assert chosen(100, "scann").backend == "exact" and "fewer than 512" in chosen(100, "scann").reason
     pytest.importorskip("scann")
-    assert chosen(10**5).backend == "scann" and chosen(10**7).backend == "bucketed"
+    assert chosen(10**5).backend == "scann" and chosen(10**5, memory=1 << 29).backend == "bucketed"
+    assert chosen(10**7, memory=1 << 40).backend == "bucketed"
     assert chosen(10**5, "scann").settings["partitions"] == 1
     assert chosen(10**7, "scann").settings["partitions"] == 9  # five times 15.4 GB, in halves of 16 GiB
     monkeypatch.setitem(sys.modules, "scann", None)
     assert chosen(10**5, "scann").backend == "exact" and "cannot be imported" in chosen(10**5, "scann").reason
-    assert chosen(10**5).backend == "exact" and chosen(10**6).backend == "bucketed"
-    assert "cannot be imported" in chosen(10**6).reason and chosen(10**6, "scann").backend == "exact"
+    assert chosen(10**5).backend == "exact" and chosen(300_000).backend == "bucketed"
+    assert "cannot be imported" in chosen(300_000).reason and chosen(10**6, "scann").backend == "exact"
 
 
 BACKENDS = ("exact", "scann", "bucketed")

@@ -99,12 +99,12 @@ def test_a_killed_join_goes_on_with_its_groups(tmp_path, monkeypatch):
     whole = join_all(tmp_path / "whole", vectors, chosen)
     joined, write = [], bucketed.write_run
 
-    def dies(folder, group, *rest):
+    def dies(folder, group, found):
         joined.append(group)
         if len(joined) == 3:
             shuffle.run_marker(folder, group).write_text("")  # cut off
             raise KeyboardInterrupt
-        write(folder, group, *rest)
+        write(folder, group, found)
 
     monkeypatch.setattr(bucketed, "write_run", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +153,7 @@ def test_other_hosts_than_before_divide_the_vectors_anew(tmp_path):
     for thread in fillers:
         thread.join(60)
     for group in (0, 1):  # joined before the kill
-        shuffle.write_run(three[0].folder, group, *three[0]._join_group(three[0]._shuffle.read(group)))
+        shuffle.write_run(three[0].folder, group, three[0]._join_group(three[0]._shuffle.read(group)))
     np.testing.assert_array_equal(join_all(tmp_path / "killed", vectors, chosen)[0], whole[0])
 
 
@@ -174,7 +174,7 @@ def test_a_shuffle_brings_each_entry_to_its_group_with_its_vector(tmp_path, host
         thread.join(60)
     found = [moved[0].read(group) for group in range(4)]
     for group, read in enumerate(found):
-        np.testing.assert_array_equal(read.vectors_ED, vectors[read.indices_E])
+        np.testing.assert_array_equal(read.take(np.arange(len(read.indices_E))), vectors[read.indices_E])
         assert np.all(read.tags_E == 10 * group) and np.all(np.diff(read.indices_E) >= 0)
         own = np.argmax(vectors[read.indices_E], axis=1)
         assert np.all((own % 3 == group) | (group == 0))
@@ -186,6 +186,7 @@ def test_a_shuffle_brings_each_entry_to_its_group_with_its_vector(tmp_path, host
 def test_merging_runs_equals_one_sort_of_all_candidates(tmp_path, monkeypatch, merged):
     """Queries that are in one run, in several, twice in one, and in none; merged one, a few, or all at a time."""
     monkeypatch.setattr(shuffle, "MERGED", merged)
+    monkeypatch.setattr(shuffle, "PIECE", 30 if merged == 40 else 1 << 20)  # candidates of six queries
     rng = np.random.default_rng(0)
     candidates = {query: {} for query in range(10)}
     for run in range(3):
@@ -193,7 +194,9 @@ def test_merging_runs_equals_one_sort_of_all_candidates(tmp_path, monkeypatch, m
         queries = queries[queries != 4]
         indices = np.stack([rng.choice(30, 5, replace=False) for _ in queries])
         similarities = np.round(np.cos(queries[:, None] * 3.0 + indices), 3).astype(np.float32)
-        shuffle.write_run(tmp_path, run, queries, indices, similarities)
+        shuffle.write_run(
+            tmp_path, run, [(queries[:6], indices[:6], similarities[:6]), (queries[6:], indices[6:], similarities[6:])]
+        )
         for query, row, values in zip(queries.tolist(), indices.tolist(), similarities.tolist(), strict=True):
             candidates[query] |= dict(zip(row, values, strict=True))
     for start, stop in ((0, 10), (3, 5), (4, 5)):

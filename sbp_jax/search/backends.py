@@ -118,6 +118,8 @@ def suited(
         if seconds >= EXACT_SECONDS:
             return "bucketed", f"the exact search would take about {seconds / 3600:,.1f} h on {devices} devices"
         return "exact", f"about {seconds:,.0f} s on {devices} devices ({platform}) that hold all vectors"
+    if n >= bucketed.LARGE:
+        return "bucketed", f"{bucketed.LARGE:,} documents or more, which it finds more of in less time and memory"
     if partitioned.partitions_for(n, width, int(SHARE * host_memory)) == 1:
         return "scann", f"{n:,} documents, whose index fits into the memory of a host"
     return "bucketed", "an index would not fit into the memory of a host, and its buckets are on disk"

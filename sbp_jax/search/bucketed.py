@@ -86,11 +86,11 @@ class Bucketed:
           SbpError: the folder holds buckets of other vectors or settings.
         """
         claim(self.folder, {"vectors": self.stored.fingerprint, "settings": asdict(self.chosen)}, self._process)
-        if not all(run_marker(self.folder, group).exists() for group in range(self.chosen.groups)):
+        if any(read_json(run_marker(self.folder, group)) is None for group in range(self.chosen.groups)):
             self._fill()
         for group in range(self._process, self.chosen.groups, self._processes):
             if read_json(run_marker(self.folder, group)) is None:
-                write_run(self.folder, group, *self._join_group(self._shuffle.read(group)))
+                write_run(self.folder, group, self._join_group(self._shuffle.read(group)))
             self._shuffle.drop(group)
         for group in range(self.chosen.groups):
             wait_for(run_marker(self.folder, group))
@@ -115,39 +115,34 @@ class Bucketed:
         chosen = np.random.default_rng(0).choice(len(self.stored), self.chosen.sample, replace=False)
         return {"centroids_CD": kmeans.train(self.stored.take(np.sort(chosen)), self.chosen.buckets, self.mesh)}
 
-    def _join_group(self, group: Group) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Queries [E], neighbours [E, K] and similarities [E, K] of all buckets of a group."""
-        top_k = self.chosen.top_k
+    def _join_group(self, group: Group) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Queries [M], neighbours [M, K] and similarities [M, K] of each bucket of a group."""
 
         def one(members_M: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            places_MK, similarities_MK = join(group.vectors_ED[members_M], top_k)
+            places_MK, similarities_MK = join(group.take(members_M), self.chosen.top_k)
             ids_M = group.indices_E[members_M]
             return ids_M, np.where(places_MK == MISSING, MISSING, ids_M[places_MK]), similarities_MK
 
         joins = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(joins) as pool:
-            parts = list(pool.map(one, self._buckets(group)))
-        if not parts:
-            return np.empty(0, np.int64), np.empty((0, top_k), np.int64), np.empty((0, top_k), np.float32)
-        queries, indices, similarities = zip(*parts, strict=True)
-        return np.concatenate(queries), np.concatenate(indices), np.concatenate(similarities)
+            yield from pool.map(one, self._buckets(group))
 
     def _buckets(self, group: Group) -> Iterator[np.ndarray]:
         """Places of the members of each bucket of a group, those of too large ones in parts."""
         order_E = np.argsort(group.tags_E, kind="stable")
         for members_M in np.split(order_E, np.flatnonzero(np.diff(group.tags_E[order_E])) + 1):
             if len(members_M) > self.chosen.largest:
-                yield from self._split(group.vectors_ED, members_M)
+                yield from self._split(group, members_M)
             elif len(members_M) > 1:
                 yield members_M
 
-    def _split(self, vectors_ED: np.ndarray, members_M: np.ndarray) -> Iterator[np.ndarray]:
+    def _split(self, group: Group, members_M: np.ndarray) -> Iterator[np.ndarray]:
         """Parts of a bucket by centroids of its own, with a document in two; such as do not come apart are cut."""
         parts = math.ceil(2 * len(members_M) / self.chosen.largest)
         sample_S = np.unique(np.linspace(0, len(members_M) - 1, SAMPLE * parts).astype(np.int64))
-        assign = kmeans.Assign(kmeans.train(vectors_ED[members_M[sample_S]], parts * 2, self.mesh), 2, self.mesh)
+        assign = kmeans.Assign(kmeans.train(group.take(members_M[sample_S]), parts * 2, self.mesh), 2, self.mesh)
         step = self.chosen.largest
-        nearest = [assign(vectors_ED[members_M[start : start + step]]) for start in range(0, len(members_M), step)]
+        nearest = [assign(group.take(members_M[start : start + step])) for start in range(0, len(members_M), step)]
         nearest_MS = np.concatenate(nearest)
         for part in np.unique(nearest_MS):
             own_M = members_M[np.any(nearest_MS == part, axis=1)]

@@ -8,6 +8,7 @@ Legend: N vectors, L leaves, D width, K neighbours, E entries of a partition.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,11 +57,11 @@ class Partitioned:
         """
         settings = asdict(self.neighbors) | {"partitions": self.partitions}
         claim(self.folder, {"vectors": self.stored.fingerprint, "settings": settings}, self._process)
-        if not all(run_marker(self.folder, partition).exists() for partition in range(self.partitions)):
+        if any(read_json(run_marker(self.folder, part)) is None for part in range(self.partitions)):
             self._divide()
         for partition in range(self._process, self.partitions, self._processes):
             if read_json(run_marker(self.folder, partition)) is None:
-                write_run(self.folder, partition, *self._search(partition))
+                write_run(self.folder, partition, self._search(partition))
             self._shuffle.drop(partition)
         for partition in range(self.partitions):
             wait_for(run_marker(self.folder, partition))
@@ -90,37 +91,39 @@ class Partitioned:
         sizes_L = np.bincount(kmeans.Assign(centroids_LD, 1, self.mesh)(sample_SD)[:, 0], minlength=leaves)
         return {"centroids_LD": centroids_LD, "owners_L": owners(centroids_LD, sizes_L, self.partitions, self.mesh)}
 
-    def _search(self, partition: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Queries [E], neighbours [E, K] and similarities [E, K] of all that ask in a partition."""
+    def _search(self, partition: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Queries [E], neighbours [E, K] and similarities [E, K] of all that ask in a partition, some after others."""
         group = self._shuffle.read(partition)
         inside = np.flatnonzero(group.tags_E == 1)
-        kept = min(self._top_k + 1, len(inside))
-        indices_EK = np.full((len(group.indices_E), self._top_k), MISSING, np.int64)
-        similarities_EK = np.full(indices_EK.shape, -np.inf, np.float32)
-        if kept == 0:
-            return group.indices_E, indices_EK, similarities_EK
-        vectors_ND = np.asarray(group.vectors_ED[inside])
-        small = len(inside) < scann_search.SMALLEST
+        if len(inside) == 0:
+            return
+        vectors_ND = group.take(inside)
         chosen = scann_search.settings(len(inside), self.neighbors)
-        index = None if small else scann_search.build(vectors_ND, chosen)
+        if len(inside) < scann_search.SMALLEST:
+            resident = exact.place(
+                lambda a, b: vectors_ND[a:b], 0, len(inside), self.stored.width, self.mesh, precise=True
+            )
+
+            def candidates(asked_QD: np.ndarray) -> np.ndarray:
+                return exact.best(resident, asked_QD, min(self._top_k + 1, len(inside)))[0]
+        else:
+            index = scann_search.build(vectors_ND, chosen)
+
+            def candidates(asked_QD: np.ndarray) -> np.ndarray:
+                return scann_search.candidates(index, asked_QD, chosen)
+
         own_E = np.full(len(group.indices_E), MISSING, np.int64)
         own_E[inside] = np.arange(len(inside))
+        ids_N = group.indices_E[inside]
         for start in range(0, len(own_E), QUERIES):
-            asked_QD = np.asarray(group.vectors_ED[start : start + QUERIES])
-            if index is None:
-                resident = exact.place(
-                    lambda a, b: vectors_ND[a:b], 0, len(inside), self.stored.width, self.mesh, precise=True
-                )
-                candidates_QK, _ = exact.best(resident, asked_QD, kept)
-            else:
-                candidates_QK = scann_search.candidates(index, asked_QD, chosen)
-            found = finish(vectors_ND, own_E[start : start + QUERIES], candidates_QK, self._top_k, asked_QD)
-            width = found[0].shape[1]
-            places_QK = found[0]
-            ids_QK = np.where(places_QK == MISSING, MISSING, group.indices_E[inside][places_QK])
-            indices_EK[start : start + QUERIES, :width] = ids_QK
-            similarities_EK[start : start + QUERIES, :width] = found[1]
-        return group.indices_E, indices_EK, similarities_EK
+            part = slice(start, start + QUERIES)
+            asked_QD = group.take(np.arange(len(own_E))[part])
+            found = finish(vectors_ND, own_E[part], candidates(asked_QD), self._top_k, asked_QD)
+            places_QK, similarities_QK = (
+                np.pad(x, ((0, 0), (0, self._top_k - x.shape[1])), constant_values=fill)
+                for x, fill in zip(found, (MISSING, -np.inf), strict=True)
+            )
+            yield group.indices_E[part], np.where(places_QK == MISSING, MISSING, ids_N[places_QK]), similarities_QK
 
 
 def partitions_for(vectors: int, width: int, memory: int) -> int:

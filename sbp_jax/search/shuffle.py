@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from sbp_jax.search.ranking import MISSING, ordered
 from sbp_jax.search.vectors import Stored
 
 STAMP = "made_from.json"
+PIECE = 1 << 26  # candidates of a group from which on they are written in pieces
 MERGED = 256  # queries whose candidates a thread merges at a time
 
 
@@ -78,11 +79,23 @@ def wait_for(marker: Path) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Group:
-    """Entries of one group: the vectors are mapped, the rest is in memory."""
+    """Entries of one group: the vectors are mapped, as each host wrote them, the rest is in memory."""
 
     indices_E: np.ndarray
     tags_E: np.ndarray
-    vectors_ED: np.ndarray
+    vectors: Sequence[np.ndarray]
+    width: int
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of some entries, float32 [rows, D]."""
+        if len(self.vectors) == 1:
+            return self.vectors[0][rows]
+        taken = np.empty((len(rows), self.width), np.float32)
+        starts = np.cumsum([0, *map(len, self.vectors)])
+        parts = np.searchsorted(starts, rows, side="right") - 1
+        for part in np.unique(parts):
+            taken[parts == part] = self.vectors[part][rows[parts == part] - starts[part]]
+        return taken
 
 
 class Shuffle:
@@ -142,13 +155,11 @@ class Shuffle:
                 tags.append(np.fromfile(self._file(group, "tags", process), np.int32))
                 shape = len(indices[-1]), self.width
                 vectors.append(np.memmap(self._file(group, "vectors", process), np.float32, "r", shape=shape))
-        if len(vectors) == 1:
-            return Group(indices[0], tags[0], vectors[0])
-        return Group(
+        indices_E, tags_E = (
             np.concatenate([np.empty(0, np.int64), *indices]),
             np.concatenate([np.empty(0, np.int32), *tags]),
-            np.concatenate([np.empty((0, self.width), np.float32), *vectors]),
         )
+        return Group(indices_E, tags_E, vectors, self.width)
 
     def drop(self, group: int) -> None:
         """Frees the disk of a group that is done."""
@@ -167,25 +178,43 @@ class Shuffle:
         return self.folder / f"group-{group:05d}{self._suffix(process)}.{name}"
 
 
-def write_run(
-    folder: Path, group: int, queries_R: np.ndarray, indices_RK: np.ndarray, similarities_RK: np.ndarray
-) -> None:
-    """Writes the candidates that were found in a group; they count once the marker is there."""
+def write_run(folder: Path, group: int, found: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+    """Writes the candidates of a group, which count once the marker is there; in pieces, where they are very many.
+
+    Args:
+      found: queries [R], indices [R, K] and similarities [R, K] of some of its entries after others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    order = np.argsort(queries_R, kind="stable")
-    np.save(_run(folder, group, "queries.npy"), queries_R[order])
-    np.save(_run(folder, group, "indices.npy"), indices_RK[order].astype(np.int32))
-    np.save(_run(folder, group, "similarities.npy"), similarities_RK[order].astype(np.float32))
-    run_marker(folder, group).write_text(json.dumps({"rows": len(queries_R)}))
+    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    pieces = size = 0
+
+    def write() -> None:
+        queries_R, indices_RK, similarities_RK = map(np.concatenate, zip(*waiting, strict=True))
+        order = np.argsort(queries_R, kind="stable")
+        np.save(_run(folder, group, pieces, "queries"), queries_R[order])
+        np.save(_run(folder, group, pieces, "indices"), indices_RK[order].astype(np.int32))
+        np.save(_run(folder, group, pieces, "similarities"), similarities_RK[order].astype(np.float32))
+
+    for part in found:
+        waiting.append(part)
+        size += part[1].size
+        if size >= PIECE:
+            write()
+            pieces, size, waiting = pieces + 1, 0, []
+    if waiting:
+        write()
+        pieces += 1
+    run_marker(folder, group).write_text(json.dumps({"pieces": pieces}))
 
 
 def run_marker(folder: Path, group: int) -> Path:
-    return _run(folder, group, "json")
+    return folder / f"run-{group:05d}.json"
 
 
 def merge(folder: Path, groups: Sequence[int], start: int, stop: int, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """The best candidates of queries `start` to `stop` over all runs; index -1 where they hold too few."""
-    runs = [_range(folder, group, start, stop) for group in groups]
+    pieces = [(group, piece) for group in groups for piece in range(_pieces(folder, group))]
+    runs = [_range(folder, group, piece, start, stop) for group, piece in pieces]
     found_indices = np.full((stop - start, top_k), MISSING, np.int64)
     found_similarities = np.full((stop - start, top_k), -np.inf, np.float32)
 
@@ -211,13 +240,19 @@ def merge(folder: Path, groups: Sequence[int], start: int, stop: int, top_k: int
     return found_indices, found_similarities
 
 
-def _range(folder: Path, group: int, start: int, stop: int) -> list[np.ndarray]:
+def _pieces(folder: Path, group: int) -> int:
+    record = read_json(run_marker(folder, group))
+    assert isinstance(record, dict)
+    return int(record["pieces"])
+
+
+def _range(folder: Path, group: int, piece: int, start: int, stop: int) -> list[np.ndarray]:
     """Queries, indices and similarities of the rows of a run that belong to some queries."""
-    queries_R = np.load(_run(folder, group, "queries.npy"), "r")
+    queries_R = np.load(_run(folder, group, piece, "queries"), "r")
     first, last = np.searchsorted(queries_R, [start, stop])
     parts = []
     for name in ("queries", "indices", "similarities"):
-        mapped = np.load(_run(folder, group, f"{name}.npy"), "r")
+        mapped = np.load(_run(folder, group, piece, name), "r")
         # Read, not mapped: the pages that a map brings in around those asked for would count as this process's.
         offset = mapped.offset + int(first) * mapped.strides[0]
         part = np.fromfile(mapped.filename, mapped.dtype, (last - first) * mapped[:1].size, offset=offset)
@@ -225,5 +260,5 @@ def _range(folder: Path, group: int, start: int, stop: int) -> list[np.ndarray]:
     return parts
 
 
-def _run(folder: Path, group: int, name: str) -> Path:
-    return folder / f"run-{group:05d}.{name}"
+def _run(folder: Path, group: int, piece: int, name: str) -> Path:
+    return folder / f"run-{group:05d}-{piece:03d}.{name}.npy"

@@ -15,7 +15,7 @@ from sbp_jax.progress import progress
 from sbp_jax.text.repetition import repetition, words
 from sbp_jax.text.shingles import overlap, shingles
 
-VERSION = 1
+VERSION = 2
 REMEDIES = {
     "unfinished": "raise synthesis.max_new_tokens or set filters.keep_unfinished",
     "too_short": "lower filters.min_words",

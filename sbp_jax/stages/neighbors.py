@@ -26,7 +26,7 @@ from sbp_jax.search.audit import audit
 from sbp_jax.search.ranking import MISSING
 from sbp_jax.search.vectors import Stored
 
-VERSION = 2
+VERSION = 3
 QUERIES_PER_SHARD = 10_000
 SCRATCH = "scratch"  # indexes and buckets of a run that goes on; gone once the artifact is complete
 SCHEMA = pa.schema([("query", pa.int64()), ("neighbor", pa.int64()), ("similarity", pa.float32())])
@@ -70,18 +70,18 @@ def run(
                 f"several hosts cannot share the {choice.backend} search's files in {output.path}, which is no disk;"
                 " give a --workdir that is mounted on all of them, or set neighbors.backend=exact"
             )
-        missing = _union(names, own) if everybody else own
-        search: backends.Search | None = None
+        wanted = _union(names, own)
+        missing = wanted if everybody else own
+        mesh = one_host_mesh(execution.mesh)
+        meshes = build_mesh(execution.mesh) if everybody else mesh, mesh
+        if wanted:  # by any host: they prepare a search together
+            search = backends.start(choice, stored, neighbors, meshes, folder, process, processes)
         with progress(output.label, len(stored), "documents") as counter:
             for start, name in zip(shards, names, strict=True):
                 stop = min(start + QUERIES_PER_SHARD, len(stored))
                 if name not in missing:
                     counter.skip(stop - start)
                     continue
-                if search is None:
-                    mesh = one_host_mesh(execution.mesh)
-                    meshes = build_mesh(execution.mesh) if everybody else mesh, mesh
-                    search = backends.start(choice, stored, neighbors, meshes, folder, process, processes)
                 indices, similarities = search(start, stop)
                 if name in own:
                     with output.writing(name) as writing:
@@ -91,7 +91,6 @@ def run(
             return output.finish()
         stats: dict[str, Any] = {"backend": choice.backend, "backend_reason": choice.reason}
         stats["settings"] = choice.settings
-        mesh = one_host_mesh(execution.mesh)
         stats |= audit(stored, _tables(output, names), neighbors.top_k, neighbors.audited, mesh)
         return output.finish(stats)
 

@@ -35,7 +35,7 @@ from sbp_jax.data.screened import Shingles, columns, mapped, save
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 
-VERSION = 2
+VERSION = 3
 ACCEPTED = "accepted"
 VERDICTS = (
     *("too_distant", "too_similar", "near_duplicate", "contaminated", "language", "length", "not_mutual"),

@@ -20,7 +20,7 @@ from sbp_jax.text import contamination
 from sbp_jax.text.language import language
 from sbp_jax.text.shingles import shingles_of, words
 
-VERSION = 1
+VERSION = 2
 BATCH = 256  # documents whose words are hashed at a time
 ARRAYS = ("hashes", "places", "offsets")  # of each shard: see Screened
 SCHEMA = pa.schema(
@@ -85,7 +85,8 @@ def run(
 
             output.shard(index, ".parquet", write)
             counter.advance(table.num_rows)
-    return output.finish({"items": items.items, "items_too_short": items.too_short})
+    counts = {"items": items.items, "items_too_short": items.too_short, "item_templates": items.templates}
+    return output.finish(counts)
 
 
 def _screen(table: pa.Table, items: contamination.Items) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from sbp_jax.progress import progress
 from sbp_jax.text.near_duplicates import CopyIndex
 from sbp_jax.text.shingles import shingles
 
-VERSION = 1
+VERSION = 2
 NAMES = ("validation", "test", "capped", "oracle", "unused")
 VALIDATION, TEST, CAPPED, ORACLE, UNUSED = range(len(NAMES))
 FRACTION = {VALIDATION: "splits.validation", TEST: "splits.test", CAPPED: "splits.capped"}

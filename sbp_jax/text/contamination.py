@@ -12,8 +12,9 @@ them. Words are those of shingles.
    and the other (a question with its answer), also with a label between them, and looked for by the same rules.
 4. What is shorter still ("the united states") is looked for nowhere, and the item is counted as too short.
 
-A blank ("_") in a text is filled with each other text of its item too. A text of more than 50 items of a file is a
-template ("The following are multiple choice questions about ...") and belongs to none of them.
+A question with a blank ("_") is looked for with each text of fewer than 8 words of its item in its place too. A text of
+at most 40 words that is in more than 50 items of a file is a template ("The following are multiple choice questions
+about ...") and belongs to none of them; it is counted.
 """
 
 import gzip
@@ -37,7 +38,11 @@ RULE_VERSION = 3
 LETTERED = 7  # words with a letter in a run of 13 that may prove anything
 SHORTEST = 8  # words with a letter in a text that is found whole
 FILTER_BITS = 4  # slots of the filter for each hash in it, as a power of two
-TEMPLATE = 50  # items of a file above which a text is none of theirs
+TEMPLATE = (
+    50  # items of a file above which a text of at most TEMPLATE_WORDS is none of theirs; longer ones are passages
+)
+TEMPLATE_WORDS = 40
+FILLERS = 16  # texts at most that a blank is filled with
 SHOWN = 80  # characters of a text in the evidence
 ANSWERS = ("answer", "a", "the answer is")  # what may stand between a question and its answer
 _BLANK = re.compile(r"(?<!\w)_+(?!\w)")
@@ -59,6 +64,7 @@ class Items:
     Attributes:
       items: records read.
       too_short: records that no rule can find.
+      templates: texts that too many items of a file have.
     """
 
     def __init__(self, files: Sequence[epath.Path]):
@@ -67,12 +73,13 @@ class Items:
         Raises:
           SbpError: a file that cannot be read to its end, or a line that is no JSON object.
         """
-        self.items = self.too_short = 0
+        self.items = self.too_short = self.templates = 0
         self._texts: list[Text] = []
         for file in files:
             records = [(line, _fields(record)) for line, record in _records(file)]
             items_of = Counter(text for _, fields in records for text in {text for texts in fields for text in texts})
-            templates = {text for text, number in items_of.items() if number > TEMPLATE and _can_be_found(text)}
+            templates = {text for text, number in items_of.items() if number > TEMPLATE and _is_short(text)}
+            self.templates += len(templates)
             for line, fields in records:
                 found = [Text(file.name, line, text) for text in _findable(fields, templates)]
                 self.items += 1
@@ -176,9 +183,6 @@ class _Fields:
 def _fields(record: dict[str, Any]) -> _Fields:
     fields = _Fields([], [])
     _collect(record, fields.strings, fields.lists)
-    for texts in fields.strings:
-        others = [other for field in fields for other in field if not _BLANK.search(other)]
-        texts += [other.join(_BLANK.split(text)) for text in texts if _BLANK.search(text) for other in others]
     return fields
 
 
@@ -189,12 +193,24 @@ def _findable(fields: _Fields, templates: set[str]) -> list[str]:
     longest = max((len(WORD.findall(text)) for text in questions), default=0)
     found = [text for texts in fields for text in texts if _can_be_found(text, WORDS)]
     found += [text for text in questions if longest == len(WORD.findall(text)) < WORDS and _can_be_found(text)]
+    found += [filled for text in questions for filled in _filled(text, fields)]
     if not any(text in found for text in questions):
         rest = [[text for text in texts if text not in found] for texts in fields]
         between = [(a, b) for first, second in permutations(rest, 2) for a in first for b in second]
         possible = [(a, b) for a, b in between if _can_be_found(f"{a} {b}")]  # the label proves nothing
         found += [f"{a} {label} {b}" for a, b in possible for label in ("", *ANSWERS)]
     return found
+
+
+def _filled(text: str, fields: _Fields) -> Iterator[str]:
+    """A text with its blank filled with each short text of its item, as far as that can be found."""
+    parts = _BLANK.split(text)
+    if len(parts) > 1:
+        others = [other for texts in fields for other in texts if len(WORD.findall(other)) < SHORTEST]
+        for other in others[:FILLERS]:
+            filled = other.join(parts)
+            if other != text and _can_be_found(filled):
+                yield filled
 
 
 def _collect(value: Any, strings: list[list[str]], lists: list[list[str]]) -> None:
@@ -214,6 +230,11 @@ def _collect(value: Any, strings: list[list[str]], lists: list[list[str]]) -> No
 def _plain(text: str) -> str:
     """Without labels, in NFC, and without the halves of surrogate pairs that JSON can spell and UTF-8 cannot."""
     return _LABELS.sub(" ", unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode()))
+
+
+def _is_short(text: str) -> bool:
+    """Whether it is looked for, and no passage."""
+    return len(WORD.findall(text)) <= TEMPLATE_WORDS and _can_be_found(text)
 
 
 def _can_be_found(text: str, shortest: int = SHORTEST) -> bool:
