@@ -46,8 +46,8 @@ def _sections(evidence: dict[str, Any]) -> Iterable[tuple[str, RenderableType]]:
     if evidence["recall"]:
         search = evidence["search"]
         audited = f", audited on {search['audited_queries']:,} documents" if search["audited_queries"] else ""
-        search = f"{search['backend']}: {search['backend_reason']}"
-        yield f"Neighbours that the search finds{audited} ({search})", _recall(evidence["recall"])
+        reason = f": {search['backend_reason']}" if search["backend_reason"] else ""
+        yield f"Neighbours that the search ({search['backend']}{reason}) finds{audited}", _recall(evidence["recall"])
     rates = evidence["near_duplicates"]
     if any(rates["near_duplicates"]):
         yield f"Near-duplicates (containment at least {evidence['near_duplicate']:g}) by similarity", _rates(rates)
