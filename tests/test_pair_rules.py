@@ -125,6 +125,11 @@ def test_language_length_and_mutuality_reject_only_where_asked(tmp_path):
     assert rejected("maximum", maximum=0.85) == {(0, 1), (0, 2), (1, 0)}
 
 
+def test_copies_whose_product_is_rounded_above_one_are_near_duplicates(tmp_path):
+    corpus = Corpus(tmp_path, [sentence(0), sentence(0)], [(0, 1, 1.0000002), (1, 0, 1.0000002)])
+    assert set(corpus.verdicts(Pairs(threshold=0.5, minimum=0)).values()) == {"near_duplicate"}
+
+
 def test_random_pairs_know_no_window(tmp_path):
     corpus = Corpus(tmp_path, [sentence(0), sentence(1)], [(0, 1, -0.2), (1, 0, 0.1)])
     table = parquet.read(corpus.pairs(Pairs(threshold=0.75, maximum=0.8, minimum=2), window=False))

@@ -34,6 +34,7 @@ from sbp_jax.data.pair_evidence import overlap
 from sbp_jax.data.screened import Shingles, columns, mapped, save
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
+from sbp_jax.search.audit import ROUNDING
 
 VERSION = 3
 ACCEPTED = "accepted"
@@ -243,7 +244,7 @@ def _verdicts(
     contaminated = documents["contaminated"]
     rules = {
         "too_distant": (table["similarity"] < np.float32(pairs.threshold)) & window,
-        "too_similar": (table["similarity"] > np.float32(pairs.maximum)) & window,
+        "too_similar": (table["similarity"] > np.float32(pairs.maximum + ROUNDING)) & window,
         "near_duplicate": table["containment"] >= np.float32(pairs.near_duplicate),
         "contaminated": contaminated[candidates["d1"]] | contaminated[candidates["d2"]],
         "language": ~table["same_language"] & pairs.same_language,
