@@ -27,11 +27,8 @@ from sbp_jax.search.ranking import MISSING, largest
 from sbp_jax.search.shuffle import Group, Shuffle, arrays_of_first, claim, merge, run_marker, wait_for, write_run
 from sbp_jax.search.vectors import Stored
 
-SPILL, SPILL_LARGE, LARGE = (
-    6,
-    5,
-    500_000,
-)  # buckets of a document, and of one among so many: neighbours are nearer there
+SPILL, SPILL_LARGE = 6, 5  # buckets of a document, and of one among very many, where neighbours are nearer
+LARGE = 500_000  # documents that are very many
 ROUND = 64  # the number of buckets is a multiple of; the nearest of so many centroids are found faster
 SAMPLE = 40  # vectors that a centroid is trained on
 LEAST = 8  # times top_k that a bucket holds on average at least

@@ -38,10 +38,7 @@ RULE_VERSION = 3
 LETTERED = 7  # words with a letter in a run of 13 that may prove anything
 SHORTEST = 8  # words with a letter in a text that is found whole
 FILTER_BITS = 4  # slots of the filter for each hash in it, as a power of two
-TEMPLATE = (
-    50  # items of a file above which a text of at most TEMPLATE_WORDS is none of theirs; longer ones are passages
-)
-TEMPLATE_WORDS = 40
+TEMPLATE, TEMPLATE_WORDS = 50, 40  # items of a file above which a text of at most so many words is none of theirs
 FILLERS = 16  # texts at most that a blank is filled with
 SHOWN = 80  # characters of a text in the evidence
 ANSWERS = ("answer", "a", "the answer is")  # what may stand between a question and its answer

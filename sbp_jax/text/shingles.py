@@ -180,14 +180,11 @@ def _hash_pieces(
 @cache
 def _characters() -> tuple[np.ndarray, np.ndarray]:
     """The kind of each code point, and a random weight."""
-    kinds = np.fromiter((_kind(chr(code)) for code in range(CODES)), np.uint8, CODES)
+    every = "".join(map(chr, range(CODES)))
+    kinds = np.fromiter((LETTER if c.isalpha() else int(_is_word(c)) for c in every), np.uint8, CODES)
+    alone = np.fromiter((match.start() for match in _ALONE.finditer(every)), np.int64)
+    kinds[alone] = np.where(kinds[alone] == OUTSIDE, OUTSIDE, ALONE)
     return kinds, mixed(np.arange(CODES, dtype=np.uint64))
-
-
-def _kind(character: str) -> int:
-    if not _is_word(character):
-        return OUTSIDE
-    return ALONE if _ALONE.match(character) else LETTER if character.isalpha() else INSIDE
 
 
 @cache
