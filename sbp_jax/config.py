@@ -120,6 +120,7 @@ class Tuning(Optimization):
     final_lr: float = 1e-5
     evaluate_every: int = 50
     epochs: float = 2.0  # passes over the training pairs
+    conditioning: int = 1  # documents that are read before the one that is written, d1 to dk
     validation: float = 0.05  # fraction of the seed documents whose pairs are held out
 
 
@@ -173,9 +174,11 @@ class Pairs:
 class Synthesis:
     """Sampling p(d2 | d1) from the synthesizer."""
 
-    temperature: float = 1.0
-    top_p: float = 0.9
+    temperature: float = 1.0  # 0: the most probable token each time
+    top_p: float = 0.9  # the least set of most probable tokens that holds this much probability is drawn from
+    top_k: int = 0  # of the most probable tokens; 0: all
     max_new_tokens: int = 256
+    samples: int = 1  # documents of a seed in each pass over the seeds
     oversample: float = 1.5  # tokens to generate for each synthetic token that the arms need: filters reject some
     documents_per_shard: int = 512
     seed: int = 0
@@ -188,7 +191,7 @@ class Filters:
     min_words: int = 20
     max_repetition: float = 0.2  # fraction of 4-word n-grams that repeat an earlier one of the document
     max_copied: float = 0.3  # fraction of 13-word shingles found anywhere in the capped set
-    keep_unfinished: bool = False  # keep documents cut by max_new_tokens
+    unfinished: str = "drop"  # documents cut by max_new_tokens: drop, trim (after the last sentence), or keep
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,8 @@ class Execution:
     profile_steps: int = 3  # steps of the window
     stall_seconds: float = 900.0  # without progress, after which a run dumps its stacks and stops
     embed_batch: int = 32  # documents
+    engine: str = "jax"  # that generates: jax, or vllm, in an environment of its own (`vllm_python`)
+    vllm_python: str | None = None  # the Python of an environment with vLLM
     slots: int = 64  # sequences generated at the same time
     decode_steps: int = 16  # tokens generated between two looks at what has finished
 

@@ -57,7 +57,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         neighbors=replace(experiment.neighbors, top_k=10),
         pairs=replace(experiment.pairs, threshold=0.4, minimum=20),
         synthesis=replace(experiment.synthesis, max_new_tokens=64, oversample=5.0, documents_per_shard=64),
-        filters=replace(experiment.filters, min_words=1, max_repetition=0.9, max_copied=0.9, keep_unfinished=True),
+        filters=replace(experiment.filters, min_words=1, max_repetition=0.9, max_copied=0.9, unfinished="keep"),
         seeds=experiment.seeds[:1],
         note="This is the tiny variant: it shows that the pipeline runs from end to end, and nothing else.",
         execution=replace(experiment.execution, slots=32, accumulate=1),
@@ -109,6 +109,8 @@ def check(experiment: Experiment) -> None:
         "pairs.common": experiment.pairs.common,
         "synthesis.max_new_tokens": experiment.synthesis.max_new_tokens,
         "synthesis.documents_per_shard": experiment.synthesis.documents_per_shard,
+        "synthesis.samples": experiment.synthesis.samples,
+        "tuning.conditioning": experiment.tuning.conditioning,
         "tuning.epochs": experiment.tuning.epochs,
         "embedding.max_tokens": experiment.embedding.max_tokens,
         "execution.slots": execution.slots,
@@ -182,6 +184,8 @@ def check(experiment: Experiment) -> None:
         "tuning.schedule": (experiment.tuning.schedule, ("cosine", "wsd")),
         "execution.remat": (execution.remat, ("none", "full", "dots")),
         "execution.attention": (execution.attention, ("auto", "xla", "splash", "cudnn")),
+        "execution.engine": (execution.engine, ("jax", "vllm")),
+        "filters.unfinished": (experiment.filters.unfinished, ("drop", "trim", "keep")),
     }
     for name, (chosen, possible) in choices.items():
         _demand(chosen in possible, f"{name} is {chosen}; it may be {', '.join(possible[:-1])} or {possible[-1]}")
@@ -196,6 +200,7 @@ def check(experiment: Experiment) -> None:
     )
     _demand(experiment.synthesis.temperature >= 0, "synthesis.temperature is negative; 0 is greedy, 1 the model's own")
     _demand(experiment.synthesis.top_p > 0, "synthesis.top_p is 0; 1 keeps every token")
+    _demand(experiment.synthesis.top_k >= 0, "synthesis.top_k is negative; 0 keeps every token")
     _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")
     _demand(bool(experiment.seeds), "seeds is empty; give at least one, such as seeds=0")
     names = [arm.name for arm in experiment.arms]

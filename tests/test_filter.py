@@ -90,7 +90,7 @@ def test_only_the_capped_set_counts_as_a_source_of_copies(tmp_path: Path) -> Non
 
 
 def test_unfinished_documents_can_be_kept(tmp_path: Path) -> None:
-    assert _run(tmp_path, [[(CLEAN[0], "length")]], Filters(keep_unfinished=True)).stats["accepted"] == 1
+    assert _run(tmp_path, [[(CLEAN[0], "length")]], Filters(unfinished="keep")).stats["accepted"] == 1
 
 
 def test_a_resumed_run_gives_the_same_ordinals(tmp_path: Path) -> None:

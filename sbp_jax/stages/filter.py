@@ -17,7 +17,7 @@ from sbp_jax.text.shingles import overlap, shingles
 
 VERSION = 2
 REMEDIES = {
-    "unfinished": "raise synthesis.max_new_tokens or set filters.keep_unfinished",
+    "unfinished": "raise synthesis.max_new_tokens or set filters.unfinished",
     "too_short": "lower filters.min_words",
     "repetition": "raise filters.max_repetition",
     "copied": "raise filters.max_copied",
@@ -94,7 +94,7 @@ def _judge(table: pa.Table, index: np.ndarray, seen: set[int], filters: Filters)
         repetitions.append(repetition(found))
         copies.append(overlap(hashes, index) / max(len(hashes), 1))
         faults = {
-            "unfinished": finish == "length" and not filters.keep_unfinished,
+            "unfinished": finish == "length" and filters.unfinished != "keep",
             "too_short": lengths[-1] < filters.min_words,
             "repetition": repetitions[-1] > filters.max_repetition,
             "copied": copies[-1] > filters.max_copied,
