@@ -1,17 +1,20 @@
 """The batching engine against naive decoding, and against itself in another order."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sbp_jax.config import MeshShape, Model, Synthesis
+from sbp_jax.config import MeshShape, Model
 from sbp_jax.errors import SbpError
-from sbp_jax.generation.engine import Completion, Engine, Request
+from sbp_jax.generation.engine import Engine
+from sbp_jax.generation.loops import loop_end
+from sbp_jax.generation.requests import Completion, Request, Sampling
 from sbp_jax.generation.sampling import row_keys, sample
-from sbp_jax.model.decoder import empty_cache
+from sbp_jax.model import cached_attention, decode_kernel, incremental
 from sbp_jax.model.parameters import Parameters, bind, initialize
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.text.tokenizer import TextTokenizer
@@ -30,28 +33,38 @@ def parameters() -> Parameters:
     return scaled
 
 
-def _engine(parameters: Parameters, synthesis: Synthesis, mesh: MeshShape | None = None, slots: int = 16) -> Engine:
+GREEDY, NUCLEUS = Sampling(temperature=0.0), Sampling(top_p=0.8)
+SEED = 3
+
+
+def _engine(parameters: Parameters, mesh: MeshShape | None = None, slots: int = 16) -> Engine:
     mesh_shape = MeshShape() if mesh is None else mesh
-    shape = {"context": CONTEXT, "mesh": build_mesh(mesh_shape), "slots": slots, "decode_steps": 5}
-    return Engine(CONFIG, parameters, TOKENIZER, synthesis, name="weights", **shape)  # type: ignore[arg-type]
+    shape = {"context": CONTEXT, "mesh": build_mesh(mesh_shape), "slots": slots, "decode_steps": 5, "seed": SEED}
+    return Engine(CONFIG, parameters, TOKENIZER, name="weights", **shape)  # type: ignore[arg-type]
 
 
-def _requests(count: int) -> list[Request]:
+def _requests(count: int, *sampling: Sampling) -> list[Request]:
     random = np.random.default_rng(0)
-    lengths = [2, 64, 65, 66, 128, 129, 130, *random.integers(3, 120, count)][:count]
+    lengths = [2, 64, 65, 66, 128, 129, 130, 1, *random.integers(3, 120, count)][:count]
     prompts = [
-        np.concatenate([[END], random.integers(2, TOKENS, n - 2), [SEPARATOR]]).astype(np.int32) for n in lengths
+        np.concatenate([[END], random.integers(2, TOKENS, n - 2), [SEPARATOR]]).astype(np.int32)
+        if n > 1
+        else np.array([END], np.int32)
+        for n in lengths
     ]
     return [
-        Request(i, 2**33 + i // 2, i % 2, prompt, min(40, CONTEXT - len(prompt))) for i, prompt in enumerate(prompts)
+        Request(i, 2**33 + i // 2 if i % 5 else -1 - i, i % 2, prompt, min(40, CONTEXT - len(prompt)), chosen)
+        for i, prompt in enumerate(prompts)
+        for chosen in [sampling[i % len(sampling)]]
     ]
 
 
-def _naive(parameters: Parameters, requests: list[Request], synthesis: Synthesis) -> list[Completion]:
+def _naive(parameters: Parameters, requests: list[Request]) -> list[Completion]:
     """Decodes by a full forward pass for each token."""
     valid = jnp.asarray((np.arange(128) < TOKENS) & (np.arange(128) != SEPARATOR))
-    origins = [[request.ordinal & 0xFFFFFFFF, request.ordinal >> 32, request.sample] for request in requests]
-    keys = row_keys(synthesis.seed, jnp.array(origins, jnp.uint32))
+    origins = [[r.ordinal & 0xFFFFFFFF, r.ordinal >> 32 & 0xFFFFFFFF, r.sample] for r in requests]
+    keys = row_keys(SEED, jnp.array(origins, jnp.uint32))
+    limits = [jnp.array([getattr(r.sampling, name) for r in requests]) for name in ("temperature", "top_p", "top_k")]
 
     @jax.jit
     def step(parameters: Parameters, sequences: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -59,7 +72,7 @@ def _naive(parameters: Parameters, requests: list[Request], synthesis: Synthesis
         logits = bind(CONFIG, TOKENS, parameters)(sequences, jnp.ones_like(sequences), positions)
         last = jnp.take_along_axis(logits, lengths[:, None, None] - 1, axis=1)[:, 0]
         step_keys = jax.vmap(jax.random.fold_in)(keys, lengths)
-        return sample(last, step_keys, valid, synthesis.temperature, synthesis.top_p)[:2]
+        return sample(last, step_keys, valid, *limits)[:2]
 
     sequences = np.stack([np.pad(request.prompt, (0, CONTEXT - len(request.prompt))) for request in requests])
     lengths = np.array([len(request.prompt) for request in requests])
@@ -79,20 +92,33 @@ def _naive(parameters: Parameters, requests: list[Request], synthesis: Synthesis
     return [Completion(*values) for values in zip(requests, texts, finishes, totals.tolist(), strict=True)]
 
 
-@pytest.mark.parametrize("synthesis", [Synthesis(temperature=0.0), Synthesis(temperature=1.0, top_p=0.8)])
-def test_engine_equals_naive_decoding(parameters: Parameters, synthesis: Synthesis) -> None:
+def _compare(completions: list[Completion], expected: list[Completion]) -> None:
+    for completion, wanted in zip(sorted(completions, key=lambda done: done.request.number), expected, strict=True):
+        np.testing.assert_array_equal(completion.tokens, wanted.tokens)
+        assert completion.finish == wanted.finish
+        np.testing.assert_allclose(completion.logprob, wanted.logprob, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [(GREEDY,), (NUCLEUS,), (GREEDY, NUCLEUS, Sampling(0.7, 1.0, 5))])
+def test_engine_equals_naive_decoding(parameters: Parameters, sampling: tuple[Sampling, ...]) -> None:
     """Guards the cache: positions, masks, prompts at block borders, tokens moved between calls, slots reused."""
-    completions = sorted(_engine(parameters, synthesis).generate(_requests(24)), key=lambda done: done.request.number)
-    for completion, expected in zip(completions, _naive(parameters, _requests(24), synthesis), strict=True):
-        np.testing.assert_array_equal(completion.tokens, expected.tokens)
-        assert completion.finish == expected.finish
-        np.testing.assert_allclose(completion.logprob, expected.logprob, rtol=1e-4, atol=1e-4)
+    requests = _requests(24, *sampling)
+    completions = list(_engine(parameters).generate(requests))
+    _compare(completions, _naive(parameters, requests))
     assert {completion.finish for completion in completions} == {"end", "length"}
 
 
+def test_layers_one_by_one_equal_the_stack(parameters: Parameters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the shape that GPUs are compiled for, kernel and all, the kernel interpreted."""
+    monkeypatch.setattr(decode_kernel, "runs", lambda config, platform: True)
+    monkeypatch.setattr(decode_kernel, "triton", partial(decode_kernel.triton, interpret=True))
+    requests = _requests(12, GREEDY, NUCLEUS)
+    _compare(list(_engine(parameters).generate(requests)), _naive(parameters, requests))
+
+
 def test_tokens_do_not_depend_on_batch_mates_order_or_restarts_and_nothing_recompiles(parameters: Parameters) -> None:
-    engine = _engine(parameters, Synthesis(top_p=0.95))
-    requests = _requests(40)
+    engine = _engine(parameters)
+    requests = _requests(40, Sampling(top_p=0.95), GREEDY)
 
     def run(some: list[Request]) -> dict[int, tuple]:
         return {c.request.number: (c.tokens.tolist(), c.finish, c.logprob) for c in engine.generate(some)}
@@ -100,40 +126,77 @@ def test_tokens_do_not_depend_on_batch_mates_order_or_restarts_and_nothing_recom
     everything = run(requests)
     assert run(requests[::-1]) == everything
     assert run(requests[5:8]) == {number: everything[number] for number in (5, 6, 7)}
-    for compiled in (engine._decode, engine._prefill):
+    given_up = engine.generate(requests[10:])
+    next(given_up)
+    given_up.close()
+    assert run(requests) == everything
+    for compiled in (engine._decode, engine._read):
         assert compiled._cache_size() == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("mesh", [MeshShape(2, 2, 2), MeshShape(8, 1, 1)])
 def test_a_mesh_changes_nothing_beyond_rounding(parameters: Parameters, mesh: MeshShape) -> None:
     """Guards against slots that read another device's rows of the cache."""
-    synthesis = Synthesis(temperature=0.0)
-    expected = _naive(parameters, _requests(12), synthesis)
-    for completion in _engine(parameters, synthesis, mesh).generate(_requests(12)):
+    requests = _requests(12, GREEDY)
+    expected = _naive(parameters, requests)
+    for completion in _engine(parameters, mesh).generate(requests):
         np.testing.assert_array_equal(completion.tokens, expected[completion.request.number].tokens)
 
 
-def test_extending_by_pieces_equals_the_whole_in_bfloat16(parameters: Parameters) -> None:
+def test_reading_by_pieces_equals_the_whole_in_bfloat16(parameters: Parameters) -> None:
     """Guards against a cache that keeps another precision than the uncached pass uses."""
     config = replace(CONFIG, dtype="bfloat16")
-    model = bind(config, TOKENS, jax.tree.map(jnp.asarray, parameters))
+    arrays = jax.tree.map(jnp.asarray, parameters)
+    model, grouped = bind(config, TOKENS, arrays), incremental.grouped(arrays, 1)
     tokens = jnp.asarray(np.random.default_rng(0).integers(2, TOKENS, (3, 20)))
-    positions = jnp.broadcast_to(jnp.arange(20), (3, 20))
-    whole = model(tokens, jnp.ones_like(tokens), positions)
-    past, nothing = empty_cache(config, 3, 1, 20), jnp.zeros(3, jnp.int32)
-    extend = jax.jit(model.extend)
-    first, recent = extend(tokens[:, :13], positions[:, :13], past, nothing, 0, past, 0)
-    second, _ = extend(tokens[:, 13:], positions[:, 13:], past, nothing, 0, recent, 13)
-    np.testing.assert_allclose(
-        model.logits(jnp.concatenate([first, second], 1)), whole, atol=0.15 * float(jnp.std(whole))
-    )
+    whole = model(tokens, jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(20), (3, 20)))
+    caches = incremental.empty_caches(config, 1, 3, 1, 32)
+    caches = incremental.read(config, grouped, caches, tokens[:, :8], jnp.arange(3), jnp.zeros(3, jnp.int32))
+    caches = incremental.read(config, grouped, caches, tokens[:, 8:16], jnp.arange(3), jnp.full(3, 8))
+    recent, lengths, found = incremental.empty_caches(config, 1, 3, 1, 4), jnp.full(3, 16), []
+    for step in range(4):
+        hidden, recent = incremental.extend(
+            config, grouped, tokens[:, 16 + step], lengths + step, caches, lengths, 1, recent, step, cached_attention.xla
+        )
+        found.append(incremental.next_logits(config, TOKENS, grouped, hidden))
+    np.testing.assert_allclose(jnp.stack(found, 1), whole[:, 16:], atol=0.15 * float(jnp.std(whole)))
+
+
+def test_a_circle_is_found_when_it_closes_and_what_only_repeats_a_while_is_not(parameters: Parameters) -> None:
+    """Guards periods, copies and the least length of circles against the rule on whole texts."""
+    flat = jax.tree.map(lambda array: array if np.all(array == 1) else array / 8, parameters)
+    requests = [replace(request, limit=110) for request in _requests(24, GREEDY) if len(request.prompt) < 40]
+    completions = list(_engine(flat).generate(requests))
+    for completion in completions:
+        end = loop_end(completion.tokens)
+        assert (completion.finish == "loop") == (end is not None)
+        assert end is None or end == len(completion.tokens)
+    assert {"loop"} <= {completion.finish for completion in completions}
+
+
+def test_slots_are_busy_and_the_host_is_not(parameters: Parameters) -> None:
+    """Guards the accounts that benchmarks print, and slots that are not filled again."""
+    engine = _engine(parameters)
+    requests = [replace(request, limit=30) for request in _requests(100, Sampling(top_p=0.95))]
+    completions = list(engine.generate(requests))
+    generated = sum(len(done.tokens) + (done.finish == "end") for done in completions)
+    assert engine.work.generated == generated
+    assert engine.work.prompt_tokens == sum(len(request.prompt) - 1 for request in requests)
+    assert 0.5 < engine.work.occupancy <= 1
 
 
 def test_weights_that_give_no_numbers_are_an_error_that_names_them(parameters: Parameters) -> None:
     broken = parameters | {"final_norm": np.full_like(parameters["final_norm"], np.nan)}
     with pytest.raises(SbpError, match="weights gives logits that are no finite numbers for seed document"):
-        list(_engine(broken, Synthesis()).generate(_requests(3)))
+        list(_engine(broken).generate(_requests(3, NUCLEUS)))
+
+
+@pytest.mark.parametrize(("length", "limit"), [(0, 5), (CONTEXT, 1), (5, 0)])
+def test_a_prompt_that_leaves_no_room_is_an_error(parameters: Parameters, length: int, limit: int) -> None:
+    request = Request(0, 7, 0, np.full(length, 5, np.int32), limit, GREEDY)
+    with pytest.raises(SbpError, match=f"seed document 7 has a prompt of {length} tokens"):
+        list(_engine(parameters).generate([request]))
 
 
 def test_no_requests_give_no_completions(parameters: Parameters) -> None:
-    assert list(_engine(parameters, Synthesis()).generate([])) == []
+    assert list(_engine(parameters).generate([])) == []

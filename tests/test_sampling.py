@@ -14,11 +14,17 @@ def _logits(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=VOCABULARY).astype(np.float32) * 2
 
 
-def _draws(logits: np.ndarray, valid: np.ndarray, temperature: float, top_p: float, draws: int = 60_000) -> np.ndarray:
+def _limits(rows: int, temperature: float, top_p: float = 1.0, top_k: int = 0) -> tuple[jax.Array, ...]:
+    return jnp.full(rows, temperature), jnp.full(rows, top_p), jnp.full(rows, top_k)
+
+
+def _draws(
+    logits: np.ndarray, valid: np.ndarray, temperature: float, top_p: float, draws: int = 60_000, top_k: int = 0
+) -> np.ndarray:
     origins = np.zeros((draws, 3), np.uint32)
     origins[:, 0] = np.arange(draws)
-    rows = jnp.broadcast_to(logits, (draws, VOCABULARY))
-    draw = jax.jit(lambda: sample(rows, row_keys(3, jnp.asarray(origins)), jnp.asarray(valid), temperature, top_p)[0])
+    rows, limits = jnp.broadcast_to(logits, (draws, VOCABULARY)), _limits(draws, temperature, top_p, top_k)
+    draw = jax.jit(lambda: sample(rows, row_keys(3, jnp.asarray(origins)), jnp.asarray(valid), *limits)[0])
     return np.asarray(draw())
 
 
@@ -31,8 +37,11 @@ def _nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
     return inside
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.9), (1.3, 0.5), (1.0, 0.05)])
-def test_frequencies_are_those_of_the_renormalised_nucleus(temperature: float, top_p: float) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.0, 0.9, 0), (1.3, 0.5, 0), (1.0, 0.05, 0), (1.0, 1.0, 12), (1.0, 0.7, 40)],
+)
+def test_frequencies_are_those_of_the_renormalised_nucleus(temperature: float, top_p: float, top_k: int) -> None:
     """Guards against a nucleus of another size, a biased rejection, a temperature applied twice or not at all."""
     logits, valid = _logits(0), np.ones(VOCABULARY, bool)
     valid[[5, 17, 290]] = False
@@ -40,9 +49,11 @@ def test_frequencies_are_those_of_the_renormalised_nucleus(temperature: float, t
     probabilities = np.exp(scaled - scaled.max())
     probabilities /= probabilities.sum()
     inside = _nucleus(probabilities, top_p)
+    if top_k:
+        inside &= probabilities >= np.sort(probabilities)[-top_k]
     expected = np.where(inside, probabilities, 0) / probabilities[inside].sum()
 
-    counts = np.bincount(_draws(logits, valid, temperature, top_p), minlength=VOCABULARY)
+    counts = np.bincount(_draws(logits, valid, temperature, top_p, top_k=top_k), minlength=VOCABULARY)
     assert not np.any(counts[~inside | ~valid])
     enough = expected * counts.sum() >= 5
     chi_square = np.sum((counts - expected * counts.sum())[enough] ** 2 / (expected * counts.sum())[enough])
@@ -69,7 +80,7 @@ def test_temperature_zero_takes_the_most_probable_valid_token_and_reports_its_lo
     logits, valid = np.stack([_logits(1), _logits(2)]), np.ones(VOCABULARY, bool)
     valid[logits[0].argmax()] = False
     keys = row_keys(0, jnp.zeros((2, 3), jnp.uint32))
-    tokens, logprobs, finite = sample(jnp.asarray(logits), keys, jnp.asarray(valid), 0.0, 0.9)
+    tokens, logprobs, finite = sample(jnp.asarray(logits), keys, jnp.asarray(valid), *_limits(2, 0.0, 0.9))
     masked = np.where(valid, logits, -np.inf)
     np.testing.assert_array_equal(tokens, masked.argmax(-1))
     np.testing.assert_allclose(logprobs, masked.max(-1) - np.log(np.exp(masked).sum(-1)), rtol=1e-5)
@@ -81,7 +92,7 @@ def test_logits_that_are_no_numbers_are_reported_and_end_the_search() -> None:
     logits = np.stack([_logits(1)] * 3)
     logits[1, 7], logits[2, 7] = np.nan, np.inf
     keys = row_keys(0, jnp.zeros((3, 3), jnp.uint32))
-    _, _, finite = jax.jit(lambda: sample(jnp.asarray(logits), keys, jnp.ones(VOCABULARY, bool), 1.0, 0.9))()
+    _, _, finite = jax.jit(lambda: sample(jnp.asarray(logits), keys, jnp.ones(VOCABULARY, bool), *_limits(3, 1.0, 0.9)))()
     np.testing.assert_array_equal(finite, [True, False, False])
 
 
@@ -92,3 +103,17 @@ def test_keys_depend_on_every_counter_and_not_on_the_batch() -> None:
     np.testing.assert_array_equal(jax.random.key_data(row_keys(0, jnp.asarray(origins[2:3])))[0], keys[2])
     np.testing.assert_array_equal(keys[1], keys[4])
     assert not np.array_equal(jax.random.key_data(row_keys(1, jnp.asarray(origins))), keys)
+
+
+def test_each_row_has_its_own_limits_and_none_of_them_reaches_another() -> None:
+    """Guards against limits of one row used for all, and a greedy row that draws because its neighbour does."""
+    logits, valid = np.stack([_logits(1)] * 4), np.ones(VOCABULARY, bool)
+    keys = row_keys(0, jnp.asarray(np.arange(12).reshape(4, 3), jnp.uint32))
+    limits = jnp.array([0.0, 1.0, 0.5, 2.0]), jnp.array([1.0, 0.9, 1.0, 0.5]), jnp.array([0, 0, 3, 7])
+    together = sample(jnp.asarray(logits), keys, jnp.asarray(valid), *limits)[0]
+    for row in range(4):
+        alone = sample(
+            jnp.asarray(logits[row : row + 1]), keys[row : row + 1], jnp.asarray(valid), *(x[row : row + 1] for x in limits)
+        )
+        assert alone[0][0] == together[row]
+    assert together[0] == logits[0].argmax()

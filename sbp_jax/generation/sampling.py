@@ -28,16 +28,23 @@ def row_keys(seed: int, origins_B3: UInt[Array, "B 3"]) -> Key[Array, "B"]:
 
 
 def sample(
-    logits_BV: Float[Array, "B V"], keys_B: Key[Array, "B"], valid_V: Bool[Array, "V"], temperature: float, top_p: float
+    logits_BV: Float[Array, "B V"],
+    keys_B: Key[Array, "B"],
+    valid_V: Bool[Array, "V"],
+    temperature_B: Float[Array, "B"],
+    top_p_B: Float[Array, "B"],
+    top_k_B: Int[Array, "B"],
 ) -> tuple[Int[Array, "B"], Float[Array, "B"], Bool[Array, "B"]]:
-    """Draws a token for each row from the nucleus of its distribution (Holtzman et al. 2020).
+    """Draws a token for each row from the most probable ones of its distribution (Holtzman et al. 2020).
 
     Args:
       logits_BV: float32.
       keys_B: the key of each row at this position.
       valid_V: tokens that may be chosen.
-      temperature: 0 chooses the most probable token.
-      top_p: the nucleus is the least set of most probable tokens that holds this much probability, and their ties.
+      temperature_B: 0 chooses the most probable token.
+      top_p_B: the nucleus is the least set of most probable tokens that holds this much probability, and their ties.
+      top_k_B: of the most probable tokens, so many and their ties; 0: all. Both limits hold where both are given, each
+        of the whole distribution.
 
     Returns:
       The tokens; their natural log probabilities at temperature 1 and without truncation; whether a row's logits
@@ -47,25 +54,29 @@ def sample(
     greatest_B = jnp.max(logits_BV, axis=-1)
     sums_B = jnp.sum(jnp.exp(logits_BV - greatest_B[:, None]), axis=-1)
     finite_B = jnp.isfinite(greatest_B) & jnp.isfinite(sums_B)
-    if temperature == 0:
-        tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    else:
-        weights_BV = jnp.exp((logits_BV - greatest_B[:, None]) / temperature)
-        tokens_B = _nucleus(weights_BV, keys_B, top_p, ~finite_B)
+    best_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    greedy_B = temperature_B == 0
+
+    def drawn() -> Array:
+        scaled_BV = (logits_BV - greatest_B[:, None]) / jnp.where(greedy_B, 1.0, temperature_B)[:, None]
+        return _truncated(jnp.exp(scaled_BV), keys_B, top_p_B, top_k_B, best_B, greedy_B | ~finite_B)
+
+    tokens_B = jax.lax.cond(jnp.all(greedy_B), lambda: best_B, drawn)
     chosen_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
     return tokens_B, chosen_B - greatest_B - jnp.log(sums_B), finite_B
 
 
-def _nucleus(weights_BV: Array, keys_B: Array, top_p: float, done_B: Array) -> Array:
-    """Draws by rejection, without a sort.
+def _truncated(
+    weights_BV: Array, keys_B: Array, top_p_B: Array, top_k_B: Array, best_B: Array, done_B: Array
+) -> Array:
+    """Draws by rejection, without a sort; a row that is done keeps its best token.
 
-    A token is in the nucleus if those more probable hold less than top_p. One that is not is a lower bound: no token
-    up to its probability is in the nucleus, so the next draw leaves them out. What is accepted has the
-    nucleus's own distribution, since no draw ever leaves out a token of it.
+    A token is in the nucleus if those more probable hold less than top_p, and among the first top_k if fewer than that
+    are more probable. One that is not is a lower bound: no token up to its probability may be chosen, so the next draw
+    leaves them out. What is accepted has the truncated distribution, since no draw ever leaves out a token of it.
     """
     totals_B = jnp.sum(weights_BV, axis=-1)
-    if top_p >= 1:
-        return _draw(weights_BV, keys_B, 0)
+    whole_B = (top_p_B >= 1) & (top_k_B == 0)
 
     def refused(state: tuple[Array, ...]) -> Array:
         return ~jnp.all(state[2])
@@ -74,12 +85,14 @@ def _nucleus(weights_BV: Array, keys_B: Array, top_p: float, done_B: Array) -> A
         number, tokens_B, done_B, bounds_B = state
         drawn_B = _draw(jnp.where(weights_BV > bounds_B[:, None], weights_BV, 0.0), keys_B, number)
         drawn_weights_B = jnp.take_along_axis(weights_BV, drawn_B[:, None], axis=-1)[:, 0]
-        above_B = jnp.sum(jnp.where(weights_BV > drawn_weights_B[:, None], weights_BV, 0.0), axis=-1)
-        accepted_B = (above_B < top_p * totals_B) | (above_B == 0)
+        above_BV = weights_BV > drawn_weights_B[:, None]
+        above_B = jnp.sum(jnp.where(above_BV, weights_BV, 0.0), axis=-1)
+        nucleus_B = (above_B < top_p_B * totals_B) & ((top_k_B == 0) | (jnp.sum(above_BV, axis=-1) < top_k_B))
+        accepted_B = nucleus_B | (above_B == 0) | whole_B
         tokens_B = jnp.where(done_B, tokens_B, drawn_B)
         return number + 1, tokens_B, done_B | accepted_B, jnp.where(accepted_B, bounds_B, drawn_weights_B)
 
-    start = (jnp.int32(0), jnp.zeros(done_B.shape, jnp.int32), done_B, jnp.zeros_like(totals_B))
+    start = (jnp.int32(0), best_B, done_B, jnp.full_like(totals_B, -1.0))
     return jax.lax.while_loop(refused, attempt, start)[1]
 
 

@@ -1,7 +1,7 @@
 """The decoder: Qwen3-dense, layers scanned over stacked weights.
 
 Legend: B batch, T query positions, S key positions, D width, N query heads, K key-value heads, H head dimension,
-F feed-forward width, V vocabulary, L layers, G query heads per key-value head, Z cache blocks of C positions each.
+F feed-forward width, V vocabulary, L layers.
 """
 
 import math
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sbp_jax.config import Model
 from sbp_jax.model import attention
-from sbp_jax.model.cached_attention import MASKED, absorb, attention_start, by_group
+from sbp_jax.model.cached_attention import MASKED
 from sbp_jax.parallel.sharding import constrain
 
 VOCABULARY_MULTIPLE = 128
@@ -39,27 +39,6 @@ def _weight(rngs: nnx.Rngs, dimensions: tuple[str, ...], shape: tuple[int, ...])
 
 def _scale(dimensions: tuple[str, ...], shape: tuple[int, ...]) -> nnx.Param:
     return nnx.Param(jnp.ones(shape, jnp.float32), dimensions=dimensions)
-
-
-class Cache(NamedTuple):
-    """Keys and values of tokens read before, in blocks of positions: block z holds positions zC to zC + C - 1.
-
-    Attributes:
-      keys: [L, Z, B, K, H, C], transposed as the product with the queries wants them.
-      values: [L, Z, B, K, C, H].
-    """
-
-    keys: Array
-    values: Array
-
-
-def empty_cache(config: Model, rows: int, blocks: int, length: int) -> Cache:
-    """A cache of zeros: `blocks` blocks of `length` positions for each row."""
-    shape = (config.layers, blocks, rows, config.kv_heads)
-    return Cache(
-        jnp.zeros((*shape, config.head_dim, length), config.dtype),
-        jnp.zeros((*shape, length, config.head_dim), config.dtype),
-    )
 
 
 class Layers(nnx.Module):
@@ -118,83 +97,39 @@ class Decoder(nnx.Module):
 
         def body(x_BTD: Array, scanned: tuple[Layers, Array]) -> tuple[Array, None]:
             layer, number = scanned
-            query, key, value = _project(self.config, layer, x_BTD, positions_BT)
-            return _finish(self.config, layer, x_BTD, attend(query, key, value, segments_BT), dropout, number), None
+            query, key, value = project(self.config, layer, x_BTD, positions_BT)
+            return finish(self.config, layer, x_BTD, attend(query, key, value, segments_BT), dropout, number), None
 
         if remat != "none":
             body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)  # a scan has no common subexpressions
         scanned = (self.layers, jnp.arange(self.config.layers))
         return jax.lax.scan(body, self._embed(tokens_BT), scanned)[0]
 
-    def extend(
-        self,
-        tokens_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        past: Cache,
-        lengths_B: Int[Array, "B"],
-        blocks: Int[Array, ""] | int,
-        recent: Cache,
-        index: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Reads T more tokens of each sequence, after those of `past` and then of `recent`.
-
-        Rows of `recent` advance together, so a new token is one slice of it, where rows of `past` end at different
-        places and writing them costs a scatter: the caller moves `recent` to `past` now and then. What a row computes
-        does not depend on the other rows, nor on how many blocks they make it look at.
-
-        Args:
-          tokens_BT: the tokens.
-          positions_BT: place of each token in its sequence.
-          past: what was read before; not changed.
-          lengths_B: positions of `past` that each row holds.
-          blocks: leading blocks of `past` to attend to; they hold at least the greatest length.
-          recent: one block of the tokens since; these T are stored at its columns `index` to `index + T - 1`.
-          index: columns of `recent` in use.
-
-        Returns:
-          The hidden states before the final norm, and `recent` with the new keys and values.
-        """
-        block = past.keys.shape[-1]
-        columns = jnp.arange(recent.keys.shape[-1])
-        recent_mask_TC = columns <= index + jnp.arange(tokens_BT.shape[1])[:, None]
-
-        def body(carry: tuple[Array, Cache], scanned: tuple[Layers, Array]) -> tuple[tuple[Array, Cache], None]:
-            x_BTD, recent = carry
-            layer, number = scanned
-            query_BTNH, key_BTKH, value_BTKH = _project(self.config, layer, x_BTD, positions_BT)
-            key_BKHT, value_BKTH = key_BTKH.transpose(0, 2, 3, 1), value_BTKH.transpose(0, 2, 1, 3)
-            keys = jax.lax.dynamic_update_slice(recent.keys, key_BKHT[None, None], (number, 0, 0, 0, 0, index))
-            values = jax.lax.dynamic_update_slice(recent.values, value_BKTH[None, None], (number, 0, 0, 0, index, 0))
-
-            def look(z: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-                mask_BC = z * block + jnp.arange(block) < lengths_B[:, None]
-                return absorb(state, query_BKGTH, past.keys[number, z], past.values[number, z], mask_BC[:, None])
-
-            query_BKGTH = by_group(query_BTNH, self.config.kv_heads)
-            state = jax.lax.fori_loop(0, blocks, look, attention_start(query_BKGTH))
-            _, sums, attended = absorb(state, query_BKGTH, keys[number, 0], values[number, 0], recent_mask_TC)
-            attended_BKGTH = (attended / sums[..., None]).astype(x_BTD.dtype)
-            attended_BTNH = attended_BKGTH.transpose(0, 3, 1, 2, 4).reshape(query_BTNH.shape)
-            return (_finish(self.config, layer, x_BTD, attended_BTNH), Cache(keys, values)), None
-
-        scanned = (self.layers, jnp.arange(self.config.layers))
-        (x_BTD, recent), _ = jax.lax.scan(body, (self._embed(tokens_BT), recent), scanned)
-        return x_BTD, recent
-
     def _embed(self, tokens_BT: Array) -> Array:
-        x_BTD = self.embedding[...][tokens_BT].astype(self.config.dtype)
-        return constrain(x_BTD, "batch", None, None)
+        return embed(self.config, self.embedding[...], tokens_BT)
 
     def logits(self, x_BTD: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Next-token logits in float32 of hidden states, such as `hidden` and `extend` return."""
-        normed_BTD, table_VD = self.unembed(x_BTD)
-        logits_BTV = jnp.einsum("...d,vd->...v", normed_BTD, table_VD, preferred_element_type=jnp.float32)
-        return mask_padding(logits_BTV, self.vocabulary)
+        """Next-token logits in float32 of hidden states, such as `hidden` returns."""
+        return logits(self.vocabulary, *self.unembed(x_BTD))
 
     def unembed(self, x_BTD: Float[Array, "*B D"]) -> tuple[Float[Array, "*B D"], Float[Array, "V D"]]:
         """The two factors of the logits: normalised hidden states and the unembedding."""
-        x_BTD = _rms_norm(x_BTD, self.final_norm[...], self.config.norm_epsilon)
-        return x_BTD, (self.embedding if self.unembedding is None else self.unembedding)[...].astype(x_BTD.dtype)
+        table = self.embedding if self.unembedding is None else self.unembedding
+        return rms_norm(x_BTD, self.final_norm[...], self.config.norm_epsilon), table[...].astype(x_BTD.dtype)
+
+
+def embed(config: Model, table_VD: Float[Array, "V D"], tokens_BT: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """The vectors that the first layer reads."""
+    x_BTD = table_VD[tokens_BT].astype(config.dtype)
+    return constrain(x_BTD, "batch", *(None,) * (x_BTD.ndim - 1))
+
+
+def logits(
+    vocabulary: int, normed_BTD: Float[Array, "*B D"], table_VD: Float[Array, "V D"]
+) -> Float[Array, "*B V"]:
+    """Next-token logits in float32, those of rows that pad the table made impossible."""
+    logits_BTV = jnp.einsum("...d,vd->...v", normed_BTD, table_VD, preferred_element_type=jnp.float32)
+    return mask_padding(logits_BTV, vocabulary)
 
 
 class Dropout(NamedTuple):
@@ -224,21 +159,21 @@ REMAT = {
 }
 
 
-def _project(config: Model, layer: Any, x_BTD: Array, positions_BT: Array) -> tuple[Array, Array, Array]:
+def project(config: Model, layer: Any, x_BTD: Array, positions_BT: Array) -> tuple[Array, Array, Array]:
     """Queries, keys and values of a layer, normalised and rotated."""
-    normed_BTD = _rms_norm(x_BTD, layer.attention_norm[...], config.norm_epsilon)
+    normed_BTD = rms_norm(x_BTD, layer.attention_norm[...], config.norm_epsilon)
     dtype = x_BTD.dtype
     query_BTNH = _product(normed_BTD, layer.query[...].astype(dtype))
     key_BTKH = _product(normed_BTD, layer.key[...].astype(dtype))
     value_BTKH = _product(normed_BTD, layer.value[...].astype(dtype))
     if config.qk_norm:
-        query_BTNH = _rms_norm(query_BTNH, layer.query_norm[...], config.norm_epsilon)
-        key_BTKH = _rms_norm(key_BTKH, layer.key_norm[...], config.norm_epsilon)
+        query_BTNH = rms_norm(query_BTNH, layer.query_norm[...], config.norm_epsilon)
+        key_BTKH = rms_norm(key_BTKH, layer.key_norm[...], config.norm_epsilon)
     frequencies_h = _frequencies(config)
     return _rotate(query_BTNH, positions_BT, frequencies_h), _rotate(key_BTKH, positions_BT, frequencies_h), value_BTKH
 
 
-def _finish(
+def finish(
     config: Model,
     layer: Any,
     x_BTD: Array,
@@ -250,7 +185,7 @@ def _finish(
     dtype = x_BTD.dtype
     added_BTD = _product(attended_BTNH, layer.output[...].astype(dtype), 2)
     x_BTD = x_BTD + (dropout(added_BTD, 2 * number) if dropout else added_BTD)
-    normed_BTD = _rms_norm(x_BTD, layer.ffn_norm[...], config.norm_epsilon)
+    normed_BTD = rms_norm(x_BTD, layer.ffn_norm[...], config.norm_epsilon)
     gate_BTF = jax.nn.silu(_product(normed_BTD, layer.gate[...].astype(dtype)))
     up_BTF = _product(normed_BTD, layer.up[...].astype(dtype))
     added_BTD = _product(gate_BTF * up_BTF, layer.down[...].astype(dtype))
@@ -268,7 +203,7 @@ def _product(x: Array, weight: Array, contracted: int = 1) -> Array:
     return (x.reshape(-1, inputs) @ weight.reshape(inputs, -1)).reshape(*rows, *outputs)
 
 
-def _rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
+def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
     return (normed * scale).astype(x.dtype)
