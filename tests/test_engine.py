@@ -37,10 +37,12 @@ GREEDY, NUCLEUS = Sampling(temperature=0.0), Sampling(top_p=0.8)
 SEED = 3
 
 
-def _engine(parameters: Parameters, mesh: MeshShape | None = None, slots: int = 16) -> Engine:
-    mesh_shape = MeshShape() if mesh is None else mesh
-    shape = {"context": CONTEXT, "mesh": build_mesh(mesh_shape), "slots": slots, "decode_steps": 5, "seed": SEED}
-    return Engine(CONFIG, parameters, TOKENIZER, name="weights", **shape)  # type: ignore[arg-type]
+def _engine(
+    parameters: Parameters, mesh: MeshShape | None = None, slots: int = 16, cache_tokens: int | None = None
+) -> Engine:
+    devices = build_mesh(MeshShape(), jax.devices()[:1]) if mesh is None else build_mesh(mesh)
+    shape = {"context": CONTEXT, "mesh": devices, "slots": slots, "decode_steps": 5, "seed": SEED}
+    return Engine(CONFIG, parameters, TOKENIZER, name="weights", cache_tokens=cache_tokens, **shape)  # type: ignore[arg-type]
 
 
 def _requests(count: int, *sampling: Sampling) -> list[Request]:
@@ -108,8 +110,8 @@ def test_engine_equals_naive_decoding(parameters: Parameters, sampling: tuple[Sa
     assert {completion.finish for completion in completions} == {"end", "length"}
 
 
-def test_layers_one_by_one_equal_the_stack(parameters: Parameters, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards the shape that GPUs are compiled for, kernel and all, the kernel interpreted."""
+def test_the_kernel_of_gpus_generates_the_same(parameters: Parameters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards its tiles, masks and page numbers; it is interpreted here."""
     monkeypatch.setattr(decode_kernel, "runs", lambda config, platform: True)
     monkeypatch.setattr(decode_kernel, "triton", partial(decode_kernel.triton, interpret=True))
     requests = _requests(12, GREEDY, NUCLEUS)
@@ -126,12 +128,22 @@ def test_tokens_do_not_depend_on_batch_mates_order_or_restarts_and_nothing_recom
     everything = run(requests)
     assert run(requests[::-1]) == everything
     assert run(requests[5:8]) == {number: everything[number] for number in (5, 6, 7)}
+    assert engine.work.put_back == 0
     given_up = engine.generate(requests[10:])
     next(given_up)
     given_up.close()
     assert run(requests) == everything
     for compiled in (engine._decode, engine._read):
         assert compiled._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_with_few_pages_the_latest_requests_begin_again_and_all_texts_are_the_same(parameters: Parameters) -> None:
+    """Guards against pages that two slots hold, or tokens of a request that lost its slot."""
+    requests = _requests(40, Sampling(top_p=0.95), GREEDY)
+    expected, engine = _engine(parameters), _engine(parameters, cache_tokens=640)
+    for few, many in zip(*(sorted(e.generate(requests), key=lambda done: done.request.number) for e in (engine, expected))):
+        assert (few.tokens.tolist(), few.finish, few.logprob) == (many.tokens.tolist(), many.finish, many.logprob)
+    assert engine.work.put_back > 0
 
 
 @pytest.mark.parametrize("mesh", [MeshShape(2, 2, 2), MeshShape(8, 1, 1)])
@@ -147,18 +159,19 @@ def test_reading_by_pieces_equals_the_whole_in_bfloat16(parameters: Parameters) 
     """Guards against a cache that keeps another precision than the uncached pass uses."""
     config = replace(CONFIG, dtype="bfloat16")
     arrays = jax.tree.map(jnp.asarray, parameters)
-    model, grouped = bind(config, TOKENS, arrays), incremental.grouped(arrays, 1)
+    model, layered = bind(config, TOKENS, arrays), incremental.by_layer(arrays)
     tokens = jnp.asarray(np.random.default_rng(0).integers(2, TOKENS, (3, 20)))
     whole = model(tokens, jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(20), (3, 20)))
-    caches = incremental.empty_caches(config, 1, 3, 1, 32)
-    caches = incremental.read(config, grouped, caches, tokens[:, :8], jnp.arange(3), jnp.zeros(3, jnp.int32))
-    caches = incremental.read(config, grouped, caches, tokens[:, 8:16], jnp.arange(3), jnp.full(3, 8))
-    recent, lengths, found = incremental.empty_caches(config, 1, 3, 1, 4), jnp.full(3, 16), []
+    caches, table = incremental.empty_caches(config, 3, 32), jnp.array([[2], [0], [1]])
+    caches = incremental.read(config, layered, caches, tokens[:, :8], table, jnp.zeros(3, jnp.int32))
+    caches = incremental.read(config, layered, caches, tokens[:, 8:16], table, jnp.full(3, 8))
+    recent, lengths, found = incremental.empty_caches(config, 3, 4), jnp.full(3, 16), []
+    holding = cached_attention.held(table, lengths, 3, 32)
     for step in range(4):
         hidden, recent = incremental.extend(
-            config, grouped, tokens[:, 16 + step], lengths + step, caches, lengths, 1, recent, step, cached_attention.xla
+            config, layered, tokens[:, 16 + step], lengths + step, caches, holding, recent, step, cached_attention.xla
         )
-        found.append(incremental.next_logits(config, TOKENS, grouped, hidden))
+        found.append(incremental.next_logits(config, TOKENS, layered, hidden))
     np.testing.assert_allclose(jnp.stack(found, 1), whole[:, 16:], atol=0.15 * float(jnp.std(whole)))
 
 

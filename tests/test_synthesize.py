@@ -1,15 +1,18 @@
 """The synthesize stage, from made artifacts to shards, whole and resumed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from etils import epath
 
@@ -17,6 +20,8 @@ from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
 from sbp_jax.config import Execution, MeshShape, Model, Synthesis, Tokenizer
 from sbp_jax.data.budget import training_tokens
 from sbp_jax.errors import SbpError
+from sbp_jax.generation import replicas
+from sbp_jax.generation.journal import Journal
 from sbp_jax.model import huggingface
 from sbp_jax.model.parameters import initialize
 from sbp_jax.parallel.mesh import build_mesh
@@ -26,7 +31,8 @@ from sbp_jax.text.tokenizer import train
 DECODER = Model(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48)
 SETTINGS = Tokenizer(vocab_size=280)
 SYNTHESIS = Synthesis(max_new_tokens=12, documents_per_shard=10, oversample=1.0)
-EXECUTION = Execution(slots=8, decode_steps=4)
+ONE = MeshShape(1, 1, 1)  # copies of the model
+EXECUTION = Execution(slots=8, decode_steps=4, mesh=ONE)
 CONTEXT = 96
 
 
@@ -43,8 +49,10 @@ def _inputs(folder: Path) -> dict[str, Artifact]:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(["tin", "oak", "salt", "river"], n)) for n in random.integers(3, 9, 24)]
     texts[4] = "a long text " * 40
-    tokenizer_output, documents, splits, tokens, model = (
-        _output(folder / name, name) for name in ("tokenizer", "documents", "splits", "tokens", "model")
+    tokenizer_output, documents, splits, tokens, model, pairs = (
+        _output(folder / name, stage)
+        for name, stage in {name: name for name in ("tokenizer", "documents", "splits", "tokens")}.items()
+        | {"model": "tune", "pairs": "pairs"}.items()
     )
     tokenizer = train(texts, SETTINGS)
     with tokenizer_output.writing("tokenizer.json") as writing:
@@ -61,6 +69,10 @@ def _inputs(folder: Path) -> dict[str, Artifact]:
     for name in huggingface.save(model.path / "best", parameters, DECODER, entries, CONTEXT, end):
         with model.writing(f"best/{name}"):
             pass
+    # The seeds 0 and 2 are paired with 6 and 8; the pair with 10 was rejected.
+    found = {"d1": [0, 0, 0, 2, 2, 2], "d2": [6, 8, 10, 6, 8, 10], "similarity": [0.8, 0.9, 0.95, 0.7, 0.6, 0.5]}
+    verdicts = pa.table(found | {"verdict": ["accepted", "accepted", "near_duplicate"] * 2})
+    pairs.shard(0, ".parquet", lambda writing: parquet.write(writing, verdicts))
     capped = _made(folder / "capped", {"targets": 120, "documents": 12})
     oracle = _made(folder / "oracle", {"targets": 640, "documents": 24})
     outputs = {
@@ -69,8 +81,9 @@ def _inputs(folder: Path) -> dict[str, Artifact]:
         "splits": splits,
         "tokens": tokens,
         "model": model,
+        "pairs": pairs,
     }
-    return {name: output.finish() for name, output in outputs.items()} | {"capped": capped, "oracle": oracle}
+    return {name: output.finish({"best_step": 7}) for name, output in outputs.items()} | {"capped": capped, "oracle": oracle}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +93,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
 
 def _run(folder: Path, inputs: dict[str, Artifact], **changes: object) -> Artifact:
     settings = {"settings": SETTINGS, "decoder": DECODER, "synthesis": SYNTHESIS, "context": CONTEXT, "share": 0.5}
+    settings |= {"conditioning": 1}
     settings |= {"training_tokens": None, "execution": EXECUTION}
     output = _output(folder, "synthesize")
     return synthesize.run(output, **inputs, **settings | changes)  # type: ignore[arg-type]
@@ -92,6 +106,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, inputs: dict[str, Artifact])
 
 def _shards(folder: epath.Path | Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("part-*.parquet"))}
+
+
+def _texts(folder: epath.Path | Path) -> list[tuple]:
+    tables = [pq.read_table(path) for path in sorted(Path(folder).glob("part-*.parquet"))]
+    return [(row["ordinal"], row["text"]) for table in tables for row in table.to_pylist()]
 
 
 def test_number_of_documents_seeds_and_lineage(whole: Artifact, inputs: dict[str, Artifact]) -> None:
@@ -111,9 +130,15 @@ def test_number_of_documents_seeds_and_lineage(whole: Artifact, inputs: dict[str
     assert all(row["key"] == f"0:{row['seed']}:{row['sample']}" for row in table)
     assert all(1 <= row["new_tokens"] <= 12 for row in table)
     assert len({row["text"] for row in table}) > 25
-    assert whole.stats["finish_end"] + whole.stats["finish_length"] == 32
+    assert whole.stats["finish_end"] + whole.stats["finish_length"] + whole.stats["finish_loop"] == 32
     assert whole.stats["new_tokens"] == sum(row["new_tokens"] for row in table)
     assert {row["synthesizer"] for row in table} == {inputs["model"].key}
+    assert {row["step"] for row in table} == {7}
+    assert all(row["conditioning"] == [row["seed"]] for row in table)
+    assert all(row["conditioning_ids"] == [row["seed_id"]] for row in table)
+    similar = {0: 0.9, 2: 0.7}
+    for row in table:
+        assert row["similarity"] == pytest.approx(similar[row["seed"]]) if row["seed"] in similar else row["similarity"] is None
 
 
 def test_deleted_shards_come_back_to_the_byte(tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact]) -> None:
@@ -129,8 +154,10 @@ def test_deleted_shards_come_back_to_the_byte(tmp_path: Path, whole: Artifact, i
     assert (tmp_path / "part-00001.parquet").stat().st_mtime_ns == kept
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact]) -> None:
-    """SIGKILL after the first shard; finished shards are not touched again."""
+def test_a_killed_run_resumes_to_the_same_bytes(
+    tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL after the first shard; finished shards are not touched again, nor finished documents made again."""
     paths = {name: (str(artifact.path), artifact.key) for name, artifact in inputs.items()}
     program = "\n".join(
         (
@@ -156,9 +183,141 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, whole: Artifact,
     markers = (tmp_path / ".done").glob("*.json")
     finished = {tmp_path / marker.stem: (tmp_path / marker.stem).stat().st_mtime_ns for marker in markers}
     assert 1 <= len(finished) < 4
+    kept = sum(len(Journal(path).rows) for path in epath.Path(tmp_path / "journal").glob("*.jsonl"))
+    asked: list[int] = []
+
+    def counting(engines, work):  # type: ignore[no-untyped-def]
+        for completion in whole_generate(engines, work):
+            asked.append(completion.request.number)
+            yield completion
+
+    whole_generate = replicas.generate
+    monkeypatch.setattr(replicas, "generate", counting)
     assert _run(tmp_path, inputs).stats == whole.stats
+    left = 32 - sum(pq.read_metadata(path).num_rows for path in finished)
+    assert len(asked) == len(set(asked)) == left - kept
     assert _shards(tmp_path) == _shards(whole.path)
     assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
+
+
+def test_a_journal_forgets_what_was_cut_off_and_goes_on_behind_what_was_whole(tmp_path: Path) -> None:
+    """Guards against a half-written line that is read, or that swallows the next one."""
+    path = epath.Path(tmp_path) / "journal" / "part-00000.jsonl"
+    rows = [{"ordinal": number, "text": "one\ntwo \u2028 \ud800"} for number in range(4)]
+    first = Journal(path)
+    for row in rows[:3]:
+        first.add(row)
+    first.close()
+    content = Path(path).read_bytes()
+    for cut in (1, 10, len(content.splitlines(True)[-1])):
+        Path(path).write_bytes(content[:-cut])
+        again = Journal(path)
+        assert list(again.rows.values()) == rows[:2]
+        again.add(rows[3])
+        again.close()
+        assert list(Journal(path).rows) == [0, 1, 3]
+    Path(path).write_bytes(content.replace(b'"ordinal":1', b'"ordinal":7'))
+    assert list(Journal(path).rows) == [0]
+
+
+def test_copies_of_the_model_side_by_side_write_what_one_does(
+    tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact]
+) -> None:
+    """Guards against requests that are lost or done twice between threads, and keys that know of devices."""
+    copies = Execution(slots=8, decode_steps=4, mesh=MeshShape(-1, 1, 2))
+    rows, expected = (parquet.read(made).to_pylist() for made in (_run(tmp_path, inputs, execution=copies), whole))
+    same = [row["text"] == other["text"] for row, other in zip(rows, expected, strict=True)]
+    assert np.mean(same) > 0.9  # the tensor axis rounds otherwise
+    assert [row["key"] for row in rows] == [row["key"] for row in expected]
+
+
+def test_an_error_of_one_copy_stops_all(inputs: dict[str, Artifact]) -> None:
+    class Endless:
+        def generate(self, requests):  # type: ignore[no-untyped-def]
+            while True:
+                time.sleep(0.01)
+                yield 1
+
+    class Broken:
+        def generate(self, requests):  # type: ignore[no-untyped-def]
+            raise SbpError("broken")
+
+    with pytest.raises(SbpError, match="broken"):
+        list(replicas.generate([Endless(), Broken()], [[], []]))
+
+
+def test_without_memory_there_are_fewer_slots_and_the_run_says_so(
+    tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """Guards against documents that are lost or written twice when memory runs out, at the start or half-way."""
+    build = synthesize._engines
+
+    def exhaust() -> None:
+        jax.block_until_ready(jax.numpy.zeros(1 << 50, np.int8))
+
+    class RunsOut:
+        def __init__(self, engine: replicas.Generator):
+            self.engine = engine
+
+        def generate(self, requests):  # type: ignore[no-untyped-def]
+            for count, completion in enumerate(self.engine.generate(requests)):
+                if count == 12:
+                    exhaust()
+                yield completion
+
+    def tight(*arguments: object) -> list:
+        slots = arguments[-1]
+        if slots == 32:
+            exhaust()
+        engines = build(*arguments)  # type: ignore[arg-type]
+        return [RunsOut(engine) for engine in engines] if slots == 16 else engines  # type: ignore[misc]
+
+    monkeypatch.setattr(synthesize, "_engines", tight)
+    _run(tmp_path, inputs, execution=replace(EXECUTION, slots=32))
+    said = capfd.readouterr().err
+    assert "synthesize: not memory enough for 32 slots: going on with 16" in said
+    assert "not memory enough for 16 slots: going on with 8; set execution.slots=8" in said
+    assert _texts(tmp_path) == _texts(whole.path)
+
+
+def test_without_memory_for_one_slot_there_is_an_error() -> None:
+    def build(slots: int) -> list:
+        return [jax.block_until_ready(jax.numpy.zeros(1 << 50, np.int8))]
+
+    with pytest.raises(SbpError, match="not memory enough for a single slot; cut the model over more devices"):
+        replicas.backing_off(2, build, lambda engines: None, lambda line: None)
+
+
+def test_several_documents_are_read_where_there_are_pairs(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    made = _run(tmp_path, inputs, conditioning=3, synthesis=replace(SYNTHESIS, samples=2))
+    rows = {(row["seed"], row["sample"]): row for row in parquet.read(made).to_pylist()}
+    assert rows[0, 0]["conditioning"] == [6, 8, 0]  # the nearest is read last but the seed
+    assert rows[2, 0]["conditioning"] == [8, 6, 2]
+    assert rows[6, 0]["conditioning"] == [6]
+    assert (0, 1) in rows
+
+
+def test_without_pairs_documents_are_written_from_nothing(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    made = _run(tmp_path, {name: made for name, made in inputs.items() if name != "pairs"})
+    rows = parquet.read(made).to_pylist()
+    assert len(rows) == made.stats["documents"] == 32
+    assert all(row["seed"] is row["seed_id"] is row["similarity"] is None and row["conditioning"] == [] for row in rows)
+    assert len({row["key"] for row in rows}) == len({row["id"] for row in rows}) == 32
+    assert len({row["text"] for row in rows}) > 25
+
+
+def test_a_model_that_was_not_tuned_or_reads_other_tokens_is_an_error(
+    tmp_path: Path, inputs: dict[str, Artifact]
+) -> None:
+    model = inputs["model"]
+    trained = replace(model, recipe=model.recipe | {"stage": "train"})
+    with pytest.raises(SbpError, match="was trained by train, not tuned on pairs"):
+        _run(tmp_path, inputs | {"model": trained})
+    other = tmp_path / "other"
+    shutil.copytree(model.path, other)
+    (other / "best" / "tokenizer.json").write_text("{}")
+    with pytest.raises(SbpError, match="is not the tokenizer of this run"):
+        _run(tmp_path / "out", inputs | {"model": replace(model, path=epath.Path(other), _verified=set())})
 
 
 def test_a_context_without_room_is_an_error(tmp_path: Path, inputs: dict[str, Artifact]) -> None:

@@ -1,6 +1,6 @@
-"""The compiled steps of the engine: reading blocks of prompts, and generating some tokens in all slots.
+"""The compiled step of the engine: generating some tokens in all slots.
 
-Legend: B slots, N blocks of prompts with P tokens each, T tokens of one call, V vocabulary, W periods looked for.
+Legend: B slots, Z pages that a slot can hold, T tokens of one call, V vocabulary, W periods looked for.
 """
 
 from typing import Any, NamedTuple
@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from sbp_jax.config import Model
-from sbp_jax.generation.loops import PERIOD, needed
+from sbp_jax.generation.loops import PERIOD, copies_of
 from sbp_jax.generation.sampling import row_keys, sample
-from sbp_jax.model.cached_attention import Attend
+from sbp_jax.model.cached_attention import Attend, held
 from sbp_jax.model.incremental import Caches, empty_caches, extend, next_logits, settle
 from sbp_jax.model.parameters import Parameters
 
 RUNNING, END, LENGTH, LOOP = range(4)  # how a slot stands
-NEEDED_W = np.array([needed(period) for period in range(1, PERIOD + 1)], np.int32)
+# Tokens in a row that equal the one a period before them where a circle closes.
+NEEDED_W = np.array([(copies_of(period) - 1) * period for period in range(1, PERIOD + 1)], np.int32)
 
 
 class Rows(NamedTuple):
@@ -50,11 +51,13 @@ class Slots(NamedTuple):
       rows: the requests.
       window: int32 [B, W], the last generated tokens, the last one first; -1 before the beginning.
       matches: int32 [B, W], tokens in a row that equal the one so many tokens, 1 to W, before them.
+      logprobs: float32 [B], log probability of what was generated.
     """
 
     rows: Rows
     window: Array
     matches: Array
+    logprobs: Array
 
 
 class Outputs(NamedTuple):
@@ -63,7 +66,7 @@ class Outputs(NamedTuple):
     Attributes:
       tokens: int32 [B, T].
       counts: int32 [B], how many of them count.
-      logprobs: float32 [B], their log probability.
+      logprobs: float32 [B], log probability of all that the request has generated.
       finite: bool [B], whether all their logits were numbers.
       finish: int32 [B], how the slot stands: RUNNING, END, LENGTH or LOOP; RUNNING for an idle one.
       steps: int32, tokens that a slot which ran throughout has generated.
@@ -85,7 +88,7 @@ def idle_rows(count: int) -> Rows:
 
 
 def idle_slots(count: int) -> Slots:
-    return Slots(idle_rows(count), np.full((count, PERIOD), -1, np.int32), np.zeros((count, PERIOD), np.int32))
+    return Slots(idle_rows(count), np.full((count, PERIOD), -1, np.int32), np.zeros((count, PERIOD), np.int32), np.zeros(count, np.float32))
 
 
 def decode(
@@ -95,70 +98,72 @@ def decode(
     end_of_document: int,
     valid_V: np.ndarray,
     seed: int,
+    circles: bool,
     attend: Attend,
     parameters: Parameters,
     caches: Caches,
     slots: Slots,
     admitted: Rows,
     admitted_B: Bool[Array, "B"],
-    patience: Int[Array, ""],
+    table_BZ: Int[Array, "B Z"],
 ) -> tuple[Caches, Slots, Outputs]:
-    """Generates in each slot until its document ends, nothing remains to be generated, or enough slots have finished.
+    """Generates so many tokens in each slot, fewer where its document ends or nothing remains to be generated.
+
+    A call never ends before all slots have: where the tokens of a request move to the cache must not depend on others.
 
     Args:
-      steps: T, most tokens of a call.
+      steps: T.
       valid_V: tokens that may be chosen.
+      circles: whether a text that goes round in a circle is ended.
       admitted: what the slots of `admitted_B` begin with.
-      patience: slots that finish in this call before it ends, so that they can be filled again.
+      table_BZ: the pages of each slot, for all that it holds and will.
     """
-    begun = Slots(admitted, jnp.full_like(slots.window, -1), jnp.zeros_like(slots.matches))
+    count = len(admitted_B)
+    begun = Slots(admitted, *idle_slots(count)[1:])
     slots = jax.tree.map(lambda old, new: _where(admitted_B, new, old), slots, begun)
     rows = slots.rows
     keys_B = row_keys(seed, rows.origins)
     lengths_B, limits = rows.positions, (rows.temperature, rows.top_p, rows.top_k)
-    busy_B = rows.remaining > 0
-    blocks = -(-jnp.max(jnp.where(busy_B, lengths_B, 0)) // caches[0].keys.shape[-1])
-    enough = jnp.minimum(patience, jnp.sum(busy_B))
+    pages, _, _, positions = caches[0].keys.shape
+    holding = held(table_BZ, lengths_B, pages, positions)
 
     def unfinished(state: tuple) -> Array:
-        t, _, _, outputs = state
-        return (t < steps) & (jnp.sum(outputs.finish > RUNNING) < enough)
+        t, slots, _, _ = state
+        return (t < steps) & jnp.any(slots.rows.remaining > 0)
 
     def step(state: tuple) -> tuple:
         t, slots, recent, outputs = state
         rows = slots.rows
         active_B = rows.remaining > 0
         places_B = lengths_B + t
-        hidden_BD, recent = extend(
-            *(config, parameters, rows.tokens, places_B, caches, lengths_B, blocks, recent, t, attend)
-        )
+        hidden_BD, recent = extend(config, parameters, rows.tokens, places_B, caches, holding, recent, t, attend)
         logits_BV = next_logits(config, vocabulary, parameters, hidden_BD)
         step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, places_B + 1)
-        tokens_B, logprobs_B, finite_B = sample(logits_BV, step_keys_B, jnp.asarray(valid_V), *limits)
+        tokens_B, token_logprobs_B, finite_B = sample(logits_BV, step_keys_B, jnp.asarray(valid_V), *limits)
         window_BW, matches_BW = _follow(slots.window, slots.matches, tokens_B)
         ended_B = tokens_B == end_of_document
-        looped_B = ~ended_B & jnp.any(matches_BW >= NEEDED_W, axis=1)
+        looped_B = jnp.any(matches_BW >= NEEDED_W, axis=1) & ~ended_B & circles
         spent_B = rows.remaining == 1
         finish_B = jnp.select([ended_B, looped_B, spent_B], [END, LOOP, LENGTH], RUNNING)
+        logprobs_B = slots.logprobs + jnp.where(active_B, token_logprobs_B, 0.0)
         outputs = Outputs(
             jax.lax.dynamic_update_slice_in_dim(outputs.tokens, tokens_B[:, None], t, axis=1),
             outputs.counts + active_B,
-            outputs.logprobs + jnp.where(active_B, logprobs_B, 0.0),
+            logprobs_B,
             outputs.finite & (finite_B | ~active_B),
             jnp.where(active_B, finish_B, outputs.finish),
             outputs.steps + 1,
         )
         remaining_B = jnp.where(active_B & (finish_B == RUNNING), rows.remaining - 1, 0)
-        slots = Slots(rows._replace(tokens=tokens_B, remaining=remaining_B), window_BW, matches_BW)
+        slots = Slots(rows._replace(tokens=tokens_B, remaining=remaining_B), window_BW, matches_BW, logprobs_B)
         return t + 1, slots, recent, outputs
 
-    count = len(lengths_B)
     zeros_B = jnp.zeros(count, jnp.int32)
     nothing = (zeros_B, jnp.zeros(count, jnp.float32), jnp.ones(count, bool), zeros_B, jnp.int32(0))
     outputs = Outputs(jnp.zeros((count, steps), jnp.int32), *nothing)
-    recent = empty_caches(config, len(caches), count, 1, steps)
+    recent = empty_caches(config, count, steps)
     _, slots, recent, outputs = jax.lax.while_loop(unfinished, step, (jnp.int32(0), slots, recent, outputs))
-    caches = settle(caches, recent, lengths_B, outputs.counts)
+    caches = settle(caches, recent, holding, outputs.counts)
     return caches, slots._replace(rows=slots.rows._replace(positions=lengths_B + outputs.counts)), outputs
 
 

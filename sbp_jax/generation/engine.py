@@ -22,17 +22,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sbp_jax.config import Model
 from sbp_jax.errors import SbpError
 from sbp_jax.generation.decoding import END, LENGTH, LOOP, RUNNING, Outputs, Slots, decode, idle_rows, idle_slots
+from sbp_jax.generation.pages import PageTable
 from sbp_jax.generation.requests import Completion, Request
 from sbp_jax.model import cached_attention, decode_kernel
-from sbp_jax.model.incremental import Caches, empty_caches, grouped, read
+from sbp_jax.model.incremental import Caches, by_layer, empty_caches, read
 from sbp_jax.model.parameters import Parameters, abstract, place, to_compute_dtype
 from sbp_jax.parallel.sharding import activations, sharding
 from sbp_jax.text.tokenizer import TextTokenizer
 
-CACHE_DIMENSIONS = (None, None, "batch", "kv_heads", None, None)
+CACHE_DIMENSIONS = (None, "kv_heads", None, None)
+PAGE, TPU_PAGE = 64, 128  # positions; a TPU pads the last dimension of an array to 128
 FINISH = {END: "end", LENGTH: "length", LOOP: "loop"}
 PIECE = 32  # tokens a block of prompts
-PATIENCE = 1 / 16  # of the slots finish before a call ends early
 CPU_PROMPT_TOKENS, PROMPT_TOKENS = 256, 2048  # read together
 
 
@@ -43,6 +44,7 @@ class Work:
     Attributes:
       slot_steps: tokens that the slots could have generated, and `generated` those that they did.
       prompt_tokens: tokens of prompts, `read_tokens` with what fills their last blocks and calls.
+      put_back: requests that lost their slot because there were no pages left, and began again.
       waiting_seconds: of the host for the device; the rest of `seconds` it works beside it.
       seconds: from the first request to the last completion.
     """
@@ -52,6 +54,7 @@ class Work:
     prompt_tokens: int = 0
     read_tokens: int = 0
     calls: int = 0
+    put_back: int = 0
     waiting_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -63,16 +66,20 @@ class Work:
 
 @dataclass
 class _Entry:
-    """A request in a slot."""
+    """A request in a slot.
+
+    Attributes:
+      reach: positions that it may have come to, as far as the host knows.
+    """
 
     request: Request
+    reach: int
     pieces: list[np.ndarray] = field(default_factory=list)
-    logprob: float = 0.0
     done: bool = False
 
 
 class Engine:
-    """A model on its devices with a cache for `slots` sequences."""
+    """A model on its devices, with slots for sequences and pages for what they have read and written."""
 
     def __init__(
         self,
@@ -86,6 +93,8 @@ class Engine:
         decode_steps: int,
         seed: int,
         name: str,
+        cache_tokens: int | None = None,
+        circles: bool = True,
     ):
         """Places parameters and an empty cache, and compiles what generates.
 
@@ -93,9 +102,11 @@ class Engine:
           parameters: arrays of the host, or of the devices, as `huggingface.load` gives them.
           tokenizer: its special tokens end documents and are never chosen, respectively.
           context: most tokens of a prompt and what it is continued by.
-          decode_steps: most tokens generated between two looks at what has finished.
+          decode_steps: tokens generated between two looks at what has finished.
           seed: of the random keys.
           name: of the model, for messages.
+          cache_tokens: positions of all pages; None: the context for each slot.
+          circles: whether a text that goes round in a circle is ended.
 
         Raises:
           SbpError: the model lacks rows for some tokens of the tokenizer.
@@ -110,17 +121,18 @@ class Engine:
         self.work = Work()
         platform = mesh.devices.flat[0].platform
         kernel = decode_kernel.runs(config, platform)
-        groups = config.layers if kernel else 1
-        block = block_length(context)
-        blocks = -(-context // block)
+        self._page = TPU_PAGE if platform == "tpu" else PAGE
+        each = -(-context // self._page)
+        self._page_count = each * slots if cache_tokens is None else max(each, -(-cache_tokens // self._page))
+        self._steps = decode_steps
         valid_V = np.arange(vocabulary) < tokenizer.vocab_size
         valid_V[tokenizer.separator] = False
         self._pieces = max(1, (CPU_PROMPT_TOKENS if platform == "cpu" else PROMPT_TOKENS) // PIECE)
 
         target = to_compute_dtype(config, abstract(config, vocabulary, mesh))  # once instead of at each step
-        self._parameters = grouped(place(parameters, target), groups)
-        weights = jax.tree.map(lambda leaf: leaf.sharding, grouped(target, groups))
-        make = partial(empty_caches, config, groups, slots, blocks, block)
+        self._parameters = by_layer(place(parameters, target))
+        weights = jax.tree.map(lambda leaf: leaf.sharding, by_layer(target))
+        make = partial(empty_caches, config, self._page_count, self._page)
         placed = jax.tree.map(lambda leaf: sharding(CACHE_DIMENSIONS, leaf.shape, mesh), jax.eval_shape(make))
         self._caches: Caches = jax.jit(make, out_shardings=placed)()
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -133,43 +145,50 @@ class Engine:
             out_shardings=placed,
         )
         attend = decode_kernel.triton if kernel else cached_attention.xla
-        choices = (decode_steps, tokenizer.end_of_document, valid_V, seed, attend)
+        choices = (decode_steps, tokenizer.end_of_document, valid_V, seed, circles, attend)
         self._decode = jax.jit(
             partial(decode, config, vocabulary, *choices),
             donate_argnums=(1, 2),
             in_shardings=(weights, placed, *[everywhere] * 4),
             out_shardings=(placed, everywhere, everywhere),
         )
+        self._table = self._new_table()
         self._read_blocks([])  # compiles both, and finds out whether there is memory for them
-        jax.block_until_ready(self._call([], waiting=False))
+        jax.block_until_ready(self._call([], []))
+
+    def _new_table(self) -> PageTable:
+        return PageTable(self.slots, self._page_count, self._page, self.context)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yields completions as they finish; requests are taken in order, as slots become free.
+        """Yields completions as they finish; requests are taken in order, as slots and pages become free.
 
         Raises:
           SbpError: a prompt that is empty or longer than the context, or logits that are not finite.
         """
         pending = iter(requests)
         ready: deque[Request] = deque()
-        busy: dict[int, _Entry] = {}
+        busy: dict[int, _Entry] = {}  # by slot, the one admitted last at the end
         free = list(range(self.slots))
         called: tuple[Outputs, dict[int, _Entry]] | None = None
         began = time.monotonic()
         try:
             while True:
-                ready.extend(map(self._checked, islice(pending, self.slots - len(ready))))
-                taken = [(free.pop(), ready.popleft()) for _ in range(min(len(free), len(ready)))]
-                busy |= {slot: _Entry(request) for slot, request in taken}
+                ready.extend(map(self._checked, islice(pending, max(0, self.slots - len(ready)))))
+                given_up = self._go_on(busy)
+                ready.extendleft(busy.pop(slot).request for slot in given_up)
+                free += given_up
+                taken = self._admit(busy, free, ready) if not given_up else []
                 outputs = None
                 if busy:
                     self._fill(taken)
-                    outputs = (self._call(taken, waiting=bool(ready)), dict(busy))
-                    ready.extend(map(self._checked, islice(pending, self.slots - len(ready))))
+                    outputs = (self._call(taken, given_up), dict(busy))
+                    ready.extend(map(self._checked, islice(pending, max(0, self.slots - len(ready)))))
                 if called is not None:
-                    for slot, entry in self._finished(*called):
+                    for slot, completion in self._finished(*called):
+                        self._table.release(slot)
                         del busy[slot]
                         free.append(slot)
-                        yield entry
+                        yield completion
                 called = outputs
                 if called is None and not ready:
                     return
@@ -177,6 +196,38 @@ class Engine:
             self.work.seconds += time.monotonic() - began
             if busy:  # given up half-way: what stands in the slots is not to be gone on with
                 self._slots = jax.device_put(idle_slots(self.slots), self._everywhere)
+                self._table = self._new_table()
+
+    def _go_on(self, busy: dict[int, _Entry]) -> list[int]:
+        """Gives each busy slot pages for the next call; returns those, the latest, that had to give theirs up."""
+        given_up: list[int] = []
+        for slot, entry in list(busy.items()):
+            while not entry.done:
+                reach = min(entry.reach + self._steps, len(entry.request.prompt) + entry.request.limit)
+                if self._table.cover(slot, reach):
+                    entry.reach = reach
+                    break
+                last = next(other for other in reversed(busy) if not busy[other].done)
+                busy[last].done = True
+                self._table.release(last)
+                self.work.put_back += 1
+                given_up.append(last)
+        return given_up
+
+    def _admit(
+        self, busy: dict[int, _Entry], free: list[int], ready: deque[Request]
+    ) -> list[tuple[int, Request]]:
+        """Puts requests into free slots, as long as there are pages."""
+        taken = []
+        while free and ready:
+            request = ready[0]
+            reach = min(len(request.prompt) - 1 + self._steps, len(request.prompt) + request.limit)
+            if not self._table.cover(free[-1], reach):
+                break
+            slot = free.pop()
+            busy[slot] = _Entry(ready.popleft(), reach)
+            taken.append((slot, request))
+        return taken
 
     def _checked(self, request: Request) -> Request:
         length = len(request.prompt)
@@ -189,7 +240,7 @@ class Engine:
 
     def _fill(self, taken: list[tuple[int, Request]]) -> None:
         """Fills the cache of some slots with all but the last token of their prompts, which `_decode` reads first."""
-        pieces = []
+        pieces: list[tuple[np.ndarray, int, int]] = []
         for slot, request in taken:
             read_first = request.prompt[:-1]
             pieces += [(read_first[start : start + PIECE], slot, start) for start in range(0, len(read_first), PIECE)]
@@ -198,24 +249,25 @@ class Engine:
             self._read_blocks(pieces[start : start + self._pieces])
 
     def _read_blocks(self, pieces: list[tuple[np.ndarray, int, int]]) -> None:
-        tokens_NP = np.zeros((self._pieces, PIECE), np.int32)
-        slots_N = np.full(self._pieces, self.slots, np.int32)  # out of bounds: a block without a prompt is dropped
-        starts_N = np.zeros(self._pieces, np.int32)
+        tokens_MP = np.zeros((self._pieces, PIECE), np.int32)
+        tables_MZ = np.full((self._pieces, self._table.table.shape[1]), self._page_count, np.int32)
+        starts_M = np.zeros(self._pieces, np.int32)
         for row, (tokens, slot, start) in enumerate(pieces):
-            tokens_NP[row, : len(tokens)] = tokens
-            slots_N[row], starts_N[row] = slot, start
-        self.work.read_tokens += tokens_NP.size
+            tokens_MP[row, : len(tokens)] = tokens
+            tables_MZ[row], starts_M[row] = self._table.table[slot], start
+        self.work.read_tokens += tokens_MP.size
         with activations(self.mesh):
-            self._caches = self._read(self._parameters, self._caches, tokens_NP, slots_N, starts_N)
+            self._caches = self._read(self._parameters, self._caches, tokens_MP, tables_MZ, starts_M)
 
-    def _call(self, taken: list[tuple[int, Request]], waiting: bool) -> Outputs:
+    def _call(self, taken: list[tuple[int, Request]], given_up: list[int]) -> Outputs:
         """Has tokens generated in all slots, and does not wait for them.
 
         Args:
           taken: slots and the requests that they begin with.
-          waiting: whether requests wait for free slots; without any, nothing is gained by an early end.
+          given_up: slots that fall idle.
         """
         rows, admitted_B = idle_rows(self.slots), np.zeros(self.slots, bool)
+        admitted_B[given_up] = True
         for slot, request in taken:
             admitted_B[slot] = True
             rows.tokens[slot] = request.prompt[-1]
@@ -226,10 +278,9 @@ class Engine:
             rows.temperature[slot] = request.sampling.temperature
             rows.top_p[slot] = request.sampling.top_p
             rows.top_k[slot] = request.sampling.top_k
-        patience = np.int32(max(1, int(self.slots * PATIENCE)) if waiting else self.slots)
         with activations(self.mesh):
             self._caches, self._slots, outputs = self._decode(
-                *(self._parameters, self._caches, self._slots, rows, admitted_B, patience)
+                self._parameters, self._caches, self._slots, rows, admitted_B, self._table.table.copy()
             )
         self.work.calls += 1
         return outputs
@@ -250,15 +301,10 @@ class Engine:
                     f" sample {request.sample}; its training diverged: lower tuning.peak_lr, or use another checkpoint"
                 )
             entry.pieces.append(found.tokens[slot, :count].copy())
-            entry.logprob += float(found.logprobs[slot])
             self.work.generated += count
             if found.finish[slot] != RUNNING:
                 entry.done = True
                 tokens = np.concatenate(entry.pieces)
                 finish = FINISH[int(found.finish[slot])]
-                yield slot, Completion(request, tokens[: len(tokens) - (finish == "end")], finish, entry.logprob)
+                yield slot, Completion(request, tokens[: len(tokens) - (finish == "end")], finish, float(found.logprobs[slot]))
 
-
-def block_length(context: int) -> int:
-    """Positions a block of the cache: 64, or more to have at most 16 blocks."""
-    return 64 * max(1, -(-context // (16 * 64)))

@@ -1,18 +1,19 @@
-"""Grouped-query attention to a cache, block by block, with the softmax in float32.
+"""Grouped-query attention to keys and values that were kept, a page at a time, with the softmax in float32.
 
-Legend: B batch, T query positions, N query heads, K key-value heads, G query heads per key-value head,
-H head dimension, C positions of a cache block.
+Legend: B slots, T query positions, N pages, C positions of a page, Z pages that a slot can hold, K key-value heads,
+G query heads per key-value head, H head dimension.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 State = tuple[Array, Array, Array]  # greatest score, sum and weighted values so far
-Attend = Callable[[Array, Array, Array, Any, Array, Any], State]
+CHUNKS = 8  # parts of the pages that are looked at one after another, as far as they are in use
+FREE = 1 << 30  # first position of a page that no slot holds, past all lengths
 
 MASKED = -1e30  # a score that no real one comes near; finite, so that differences of two are numbers
 
@@ -58,22 +59,84 @@ def absorb(
     return new_greatest, sums * scale + jnp.sum(weights, axis=-1), attended * scale[..., None] + added
 
 
-def xla(
-    query_BKGTH: Array, keys: Array, values: Array, number: Any, lengths_B: Array, blocks: Array | int
-) -> State:
-    """Attention of each row to what it holds of a layer's cache, as plain array operations.
+class Pages(NamedTuple):
+    """Keys and values of a layer.
 
-    Args:
-      keys: [L, Z, B, K, H, C].
-      values: [L, Z, B, K, C, H].
-      number: of the layer among the L.
-      lengths_B: positions that each row holds.
-      blocks: leading blocks to look at.
+    Attributes:
+      keys: [N, K, H, C], transposed as the product with the queries wants them.
+      values: [N, K, C, H].
     """
-    block = keys.shape[-1]
 
-    def look(z: Array, state: State) -> State:
-        mask_BC = z * block + jnp.arange(block) < lengths_B[:, None]
-        return absorb(state, query_BKGTH, keys[number, z], values[number, z], mask_BC[:, None])
+    keys: Array
+    values: Array
 
-    return jax.lax.fori_loop(0, blocks, look, attention_start(query_BKGTH))
+
+class Held(NamedTuple):
+    """What each slot holds.
+
+    Attributes:
+      table_BZ: the pages of a slot in their order; N for none.
+      lengths_B: positions that count.
+      owners_N: the slot of each page.
+      starts_N: the position of a page's first key in the slot's sequence; FREE: nobody's page.
+      used: pages up to the last one in use.
+    """
+
+    table_BZ: Array
+    lengths_B: Array
+    owners_N: Array
+    starts_N: Array
+    used: Array
+
+
+Attend = Callable[[Array, Pages, Held], State]
+
+
+def held(table_BZ: Array, lengths_B: Array, pages: int, positions: int) -> Held:
+    """Args: table and lengths as in `Held`; N; C."""
+    slots_BZ = jnp.broadcast_to(jnp.arange(table_BZ.shape[0])[:, None], table_BZ.shape)
+    starts_BZ = jnp.broadcast_to(jnp.arange(table_BZ.shape[1]) * positions, table_BZ.shape)
+    owners_N = jnp.zeros(pages, jnp.int32).at[table_BZ].set(slots_BZ, mode="drop")
+    starts_N = jnp.full(pages, FREE, jnp.int32).at[table_BZ].set(starts_BZ, mode="drop")
+    counts_BZ = (table_BZ < pages) & (starts_BZ < lengths_B[:, None])
+    return Held(table_BZ, lengths_B, owners_N, starts_N, jnp.max(jnp.where(counts_BZ, table_BZ + 1, 0)))
+
+
+def xla(query_BKGTH: Array, pages: Pages, held: Held) -> State:
+    """Attention of each row to what it holds of a layer's cache, as plain array operations, for T = 1.
+
+    Every page meets the query of its slot, chunk by chunk of the pages that are in use; then each slot puts together
+    what its pages found.
+    """
+    count, positions = pages.keys.shape[0], pages.keys.shape[-1]
+    query_BKGH = query_BKGTH[:, :, :, 0]
+    size = -(-count // CHUNKS)
+
+    def look(start: int, end: int) -> State:
+        owners_n, starts_n = held.owners_N[start:end], held.starts_N[start:end]
+        mask_nC = starts_n[:, None] + jnp.arange(positions) < held.lengths_B[owners_n][:, None]
+        keys, values = pages.keys[start:end], pages.values[start:end]
+        scores = jnp.einsum("nkgh,nkhc->nkgc", query_BKGH[owners_n], keys, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask_nC[:, None, None], scores, MASKED)
+        greatest = jnp.max(scores, axis=-1)
+        weights = jnp.exp(scores - greatest[..., None])
+        attended = jnp.einsum(
+            "nkgc,nkch->nkgh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
+        )
+        return greatest, jnp.sum(weights, axis=-1), attended
+
+    def nothing(start: int, end: int) -> State:
+        return attention_start(query_BKGH[:1].repeat(end - start, axis=0))
+
+    parts = []
+    for start in range(0, count, size):
+        end = min(start + size, count)
+        parts.append(jax.lax.cond(start < held.used, lambda s=start, e=end: look(s, e), lambda s=start, e=end: nothing(s, e)))
+    greatest_NKG, sums_NKG, attended_NKGH = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+    has_BZ = held.table_BZ < count
+    greatest_BZKG = jnp.where(has_BZ[..., None, None], greatest_NKG.at[held.table_BZ].get(mode="clip"), MASKED)
+    greatest_BKG = jnp.max(greatest_BZKG, axis=1)
+    scale_BZKG = jnp.where(has_BZ[..., None, None], jnp.exp(greatest_BZKG - greatest_BKG[:, None]), 0.0)
+    sums_BKG = jnp.sum(sums_NKG.at[held.table_BZ].get(mode="clip") * scale_BZKG, axis=1)
+    attended_BKGH = jnp.sum(attended_NKGH.at[held.table_BZ].get(mode="clip") * scale_BZKG[..., None], axis=1)
+    return greatest_BKG[..., None], sums_BKG[..., None], attended_BKGH[..., None, :]

@@ -1,9 +1,8 @@
-"""Attention of one new token to a cache, as a Triton kernel: each row reads the blocks that it holds, once.
+"""Attention of one new token to a cache in pages, as a Triton kernel: each row reads the pages that it holds, once.
 
-Plain array operations make a GPU read the cache of the longest row for every row, and write what they cut out of it.
-
-Legend: B slots, K key-value heads, G query heads per key-value head, R = G rounded up to rows of a tile, H head
-dimension, Z cache blocks with C positions each, S parts of the positions that are looked at side by side.
+Legend: B slots, N pages, C positions of a page or of a tile, Z pages that a slot can hold, K key-value heads, G query
+heads per key-value head, R = G rounded up to rows of a tile, H head dimension, S parts of the positions that are looked
+at side by side.
 """
 
 from functools import partial
@@ -16,7 +15,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
 from sbp_jax.config import Model
-from sbp_jax.model.cached_attention import MASKED, State
+from sbp_jax.model.cached_attention import MASKED, Held, Pages, State
 from sbp_jax.parallel.sharding import in_shards
 
 TILE = 64  # positions that meet the queries at a time
@@ -30,38 +29,28 @@ def runs(config: Model, platform: str) -> bool:
     return platform == "gpu" and config.dtype == "bfloat16" and 16 <= size <= 256 and size & (size - 1) == 0
 
 
-def triton(
-    query_BKGTH: Array,
-    keys: Array,
-    values: Array,
-    number: Any,
-    lengths_B: Array,
-    blocks: Array | int,
-    interpret: bool = False,
-) -> State:
-    """As `cached_attention.xla`, of one layer: L = T = 1."""
-    del number, blocks  # there is one layer, and each row looks at its own blocks
-    queries_BKGH, keys_ZBKHC, values_ZBKCH = query_BKGTH[:, :, :, 0], keys[0], values[0]
-    by_row, by_block = ("batch", "kv_heads"), (None, "batch", "kv_heads", None, None)
-    shape = queries_BKGH.shape
+def triton(query_BKGTH: Array, pages: Pages, held: Held, interpret: bool = False) -> State:
+    """As `cached_attention.xla`."""
+    queries_BKGH = query_BKGTH[:, :, :, 0]
+    by_row, by_page, shape = (None, "kv_heads"), (None, "kv_heads", None, None), queries_BKGH.shape
     sharded = in_shards(
         partial(_one_shard, interpret=interpret),
-        ((*by_row, None, None), by_block, by_block, ("batch",)),
+        ((*by_row, None, None), by_page, by_page, (None, None), (None,)),
         ((*by_row, None), (*by_row, None), (*by_row, None, None)),
         (shape[:-1], shape[:-1], shape),
     )
-    greatest_BKG, sums_BKG, attended_BKGH = sharded(queries_BKGH, keys_ZBKHC, values_ZBKCH, lengths_B)
+    greatest_BKG, sums_BKG, attended_BKGH = sharded(queries_BKGH, *pages, held.table_BZ, held.lengths_B)
     return greatest_BKG[..., None], sums_BKG[..., None], attended_BKGH[:, :, :, None]
 
 
 def _one_shard(
-    queries_BKGH: Array, keys_ZBKHC: Array, values_ZBKCH: Array, lengths_B: Array, interpret: bool
+    queries_BKGH: Array, keys_NKHC: Array, values_NKCH: Array, table_BZ: Array, lengths_B: Array, interpret: bool
 ) -> State:
     rows, heads, groups, size = queries_BKGH.shape
-    blocks, block = keys_ZBKHC.shape[0], keys_ZBKHC.shape[-1]
+    pages, positions = keys_NKHC.shape[0], keys_NKHC.shape[-1]
     padded = max(LEAST_ROWS, 1 << (groups - 1).bit_length())
     queries_BKRH = jnp.pad(queries_BKGH, ((0, 0), (0, 0), (0, padded - groups), (0, 0)))
-    tiles = blocks * (block // TILE)
+    tiles = table_BZ.shape[1] * (positions // TILE)
     parts = max(1, min(tiles, PROGRAMS // (rows * heads)))
 
     def by_part(*tail: int) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
@@ -71,19 +60,20 @@ def _one_shard(
 
     outputs = (by_part(padded), by_part(padded), by_part(padded, size))
     greatest_BKSR, sums_BKSR, attended_BKSRH = pl.pallas_call(
-        partial(_kernel, tiles=-(-tiles // parts), per_block=block // TILE),
+        partial(_kernel, tiles=-(-tiles // parts), per_page=positions // TILE),
         grid=(rows, heads, parts),
         in_specs=[
             pl.BlockSpec((None,), lambda b, k, s: (b,)),
+            pl.BlockSpec((None, table_BZ.shape[1]), lambda b, k, s: (b, 0)),
             pl.BlockSpec((None, None, padded, size), lambda b, k, s: (b, k, 0, 0)),
-            pl.BlockSpec((blocks, None, None, size, block), lambda b, k, s: (0, b, k, 0, 0)),
-            pl.BlockSpec((blocks, None, None, block, size), lambda b, k, s: (0, b, k, 0, 0)),
+            pl.BlockSpec((pages, None, size, positions), lambda b, k, s: (0, k, 0, 0)),
+            pl.BlockSpec((pages, None, positions, size), lambda b, k, s: (0, k, 0, 0)),
         ],
         out_specs=[spec for spec, _ in outputs],
         out_shape=[shape for _, shape in outputs],
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
-    )(lengths_B, queries_BKRH, keys_ZBKHC, values_ZBKCH)
+    )(lengths_B, table_BZ, queries_BKRH, keys_NKHC, values_NKCH)
     if parts == 1:
         return greatest_BKSR[:, :, 0, :groups], sums_BKSR[:, :, 0, :groups], attended_BKSRH[:, :, 0, :groups]
     greatest_BKR = jnp.max(greatest_BKSR, axis=2)
@@ -95,6 +85,7 @@ def _one_shard(
 
 def _kernel(
     length_ref: Any,
+    table_ref: Any,
     query_ref: Any,
     keys_ref: Any,
     values_ref: Any,
@@ -103,7 +94,7 @@ def _kernel(
     attended_ref: Any,
     *,
     tiles: int,
-    per_block: int,
+    per_page: int,
 ) -> None:
     """One row, one key-value head, one part of the positions."""
     length = length_ref[...]
@@ -113,8 +104,8 @@ def _kernel(
 
     def look(tile: Any, state: State) -> State:
         greatest_R, sums_R, attended_RH = state
-        z, columns = tile // per_block, pl.ds(tile % per_block * TILE, TILE)
-        keys_HC, values_CH = keys_ref[z, :, columns], values_ref[z, columns, :]
+        page, columns = table_ref[tile // per_page], pl.ds(tile % per_page * TILE, TILE)
+        keys_HC, values_CH = keys_ref[page, :, columns], values_ref[page, columns, :]
         scores_RC = plgpu.dot(query_RH, keys_HC)
         mask_C = tile * TILE + jnp.arange(TILE) < length
         scores_RC = jnp.where(mask_C[None], scores_RC, MASKED)

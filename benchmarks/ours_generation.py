@@ -1,0 +1,141 @@
+# ruff: noqa: E402
+"""Generation with the engine of this package, as `benchmarks/synthesis.py` measures it, and what all are measured on.
+
+python benchmarks/ours_generation.py prepare FOLDER
+python benchmarks/ours_generation.py generate FOLDER PROMPTS.json [--new 128 --dtype bfloat16 --slots 64]
+python benchmarks/ours_generation.py mixed FOLDER [--requests 400]
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))  # the same stopwatch as theirs
+
+from sbp_jax.parallel import machine
+
+machine.prepare()  # as the command line does
+
+import jax
+import numpy as np
+import stopwatch
+from etils import epath
+
+from sbp_jax.config import Execution, MeshShape, Model
+from sbp_jax.generation.engine import Engine
+from sbp_jax.generation.requests import Request, Sampling
+from sbp_jax.model import huggingface
+from sbp_jax.model.parameters import abstract, initialize, to_compute_dtype
+from sbp_jax.parallel.mesh import build_mesh
+from sbp_jax.text.tokenizer import TextTokenizer
+
+MODEL = Model(width=384, layers=6, heads=6, kv_heads=2, head_dim=64, ffn=1024)  # 12.6M parameters
+VOCABULARY, PROMPTS, SHORTEST, LONGEST = 8192, 64, 32, 512
+CONTEXT = 640
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("prepare", "generate", "mixed"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("prompts", type=Path, nargs="?")
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--slots", type=int, default=Execution().slots)
+    parser.add_argument("--steps", type=int, default=Execution().decode_steps)
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--texts", type=Path, help="a file for the tokens, in the order of the prompts")
+    options = parser.parse_args()
+    if options.what == "prepare":
+        prepare(options.folder)
+    elif options.what == "generate":
+        generate(options)
+    else:
+        mixed(options)
+
+
+def prepare(folder: Path) -> None:
+    """Writes a model of random weights, large enough that texts depend on what was read, and prompts."""
+    parameters = jax.device_get(initialize(MODEL, VOCABULARY, 0, build_mesh(MeshShape())))
+    scaled = jax.tree.map(lambda array: array if np.all(array == 1) else array * 4, parameters)
+    huggingface.save(epath.Path(folder), scaled, MODEL, VOCABULARY, CONTEXT, 0)
+    random = np.random.default_rng(0)
+    lengths = random.integers(SHORTEST, LONGEST + 1, PROMPTS)
+    prompts = [random.integers(1, VOCABULARY, length).tolist() for length in lengths]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    print(json.dumps({"parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters))}))
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Greedy texts of a fixed length, everything after the warm-up counted."""
+    prompts = json.loads(options.prompts.read_text())
+    engine = _engine(options, max(map(len, prompts)) + options.new)
+    requests = [
+        Request(number, number, 0, np.array(tokens, np.int32), options.new, Sampling(temperature=0.0))
+        for number, tokens in enumerate(prompts)
+    ]
+    wall, cpu = time.perf_counter(), time.process_time()
+    texts = {completion.request.number: completion.tokens.tolist() for completion in engine.generate(requests)}
+    _print(engine, time.perf_counter() - wall, time.process_time() - cpu)
+    assert {len(text) for text in texts.values()} == {options.new}
+    if options.texts:
+        options.texts.write_text(json.dumps([texts[number] for number in range(len(prompts))]))
+
+
+def mixed(options: argparse.Namespace) -> None:
+    """Sampled texts of very different lengths, prompts too: how busy the slots are, and the host."""
+    random = np.random.default_rng(1)
+    engine = _engine(options, CONTEXT)
+    requests = []
+    for number in range(options.requests):
+        length, new = int(random.integers(16, 384)), int(np.clip(random.exponential(128), 8, 256))
+        prompt = random.integers(1, VOCABULARY, length).astype(np.int32)
+        requests.append(Request(number, number, 0, prompt, new, Sampling(top_p=0.95)))
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in engine.generate(requests):
+        pass
+    _print(engine, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _engine(options: argparse.Namespace, context: int) -> Engine:
+    folder = epath.Path(options.folder)
+    checkpoint = huggingface.inspect(folder)
+    model = replace(checkpoint.model, dtype=options.dtype)
+    mesh = build_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
+    target = to_compute_dtype(model, abstract(model, checkpoint.vocabulary, mesh))
+    return Engine(
+        model,
+        huggingface.load(folder, model, checkpoint.vocabulary, mesh, target),
+        TextTokenizer(checkpoint.vocabulary, -1, -1, None),  # type: ignore[arg-type]  # no text, and no end before the limit
+        context=context,
+        mesh=mesh,
+        slots=options.slots,
+        decode_steps=options.steps,
+        seed=0,
+        circles=False,
+        name=str(folder),
+    )
+
+
+def _print(engine: Engine, seconds: float, cpu_seconds: float) -> None:
+    work = engine.work
+    line: dict[str, Any] = {
+        "tokens_per_second": work.generated / seconds,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "tokens": work.generated,
+        "occupancy": work.occupancy,
+        "host": 1 - work.waiting_seconds / work.seconds,
+        "prompt_tokens": work.prompt_tokens,
+        "read_tokens": work.read_tokens,
+        "versions": stopwatch.versions(("jax", "sbp_jax")),
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
