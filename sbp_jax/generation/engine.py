@@ -4,14 +4,14 @@ All shapes are fixed, so that two programs are compiled once each: one reads blo
 generates some tokens in all slots. What a request yields depends on itself, the weights and these shapes alone: no
 reduction runs over rows, and random keys are counters.
 
-While the device generates, the host looks at what the call before gave and prepares the next prompts: it is told of a
-finished slot one call late, and fills it with the next call but one.
+While an accelerator generates, the host looks at what the call before gave and prepares the next prompts: it is told of
+a finished slot one call late, and fills it with the next call but one.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -34,7 +34,7 @@ CACHE_DIMENSIONS = (None, "kv_heads", None, None)
 PAGE, TPU_PAGE = 64, 128  # positions; a TPU pads the last dimension of an array to 128
 FINISH = {END: "end", LENGTH: "length", LOOP: "loop"}
 PIECE = 32  # tokens a block of prompts
-CPU_PROMPT_TOKENS, PROMPT_TOKENS = 256, 2048  # read together
+CPU_PROMPT_TOKENS, PROMPT_TOKENS = 512, 2048  # read together
 
 
 @dataclass
@@ -95,6 +95,7 @@ class Engine:
         name: str,
         cache_tokens: int | None = None,
         circles: bool = True,
+        ahead: bool | None = None,
     ):
         """Places parameters and an empty cache, and compiles what generates.
 
@@ -107,6 +108,8 @@ class Engine:
           name: of the model, for messages.
           cache_tokens: positions of all pages; None: the context for each slot.
           circles: whether a text that goes round in a circle is ended.
+          ahead: whether the next call is handed to the device before the last one is looked at. None: not on a CPU,
+            where both would take turns on the same cores.
 
         Raises:
           SbpError: the model lacks rows for some tokens of the tokenizer.
@@ -120,6 +123,9 @@ class Engine:
         self.mesh, self.slots, self.name, self.context = mesh, slots, name, context
         self.work = Work()
         platform = mesh.devices.flat[0].platform
+        if platform == "cpu":
+            config = replace(config, dtype="float32")  # its products in bfloat16 are no faster, the rest is slower
+        self._ahead = platform != "cpu" if ahead is None else ahead
         kernel = decode_kernel.runs(config, platform)
         self._page = TPU_PAGE if platform == "tpu" else PAGE
         each = -(-context // self._page)
@@ -183,14 +189,16 @@ class Engine:
                     self._fill(taken)
                     outputs = (self._call(taken, given_up), dict(busy))
                     ready.extend(map(self._checked, islice(pending, max(0, self.slots - len(ready)))))
+                if not self._ahead:
+                    called = outputs
                 if called is not None:
                     for slot, completion in self._finished(*called):
                         self._table.release(slot)
                         del busy[slot]
                         free.append(slot)
                         yield completion
-                called = outputs
-                if called is None and not ready:
+                called = outputs if self._ahead else None
+                if not (busy or ready or called):
                     return
         finally:
             self.work.seconds += time.monotonic() - began
@@ -245,6 +253,7 @@ class Engine:
             read_first = request.prompt[:-1]
             pieces += [(read_first[start : start + PIECE], slot, start) for start in range(0, len(read_first), PIECE)]
             self.work.prompt_tokens += len(read_first)
+        pieces.sort(key=lambda piece: piece[2])  # those read together look back equally far
         for start in range(0, len(pieces), self._pieces):
             self._read_blocks(pieces[start : start + self._pieces])
 

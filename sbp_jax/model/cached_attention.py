@@ -138,5 +138,11 @@ def xla(query_BKGTH: Array, pages: Pages, held: Held) -> State:
     greatest_BKG = jnp.max(greatest_BZKG, axis=1)
     scale_BZKG = jnp.where(has_BZ[..., None, None], jnp.exp(greatest_BZKG - greatest_BKG[:, None]), 0.0)
     sums_BKG = jnp.sum(sums_NKG.at[held.table_BZ].get(mode="clip") * scale_BZKG, axis=1)
-    attended_BKGH = jnp.sum(attended_NKGH.at[held.table_BZ].get(mode="clip") * scale_BZKG[..., None], axis=1)
+
+    def add(z: Array, attended_BKGH: Array) -> Array:
+        own_B = jax.lax.dynamic_index_in_dim(held.table_BZ, z, axis=1, keepdims=False)
+        scale_BKG = jax.lax.dynamic_index_in_dim(scale_BZKG, z, axis=1, keepdims=False)
+        return attended_BKGH + attended_NKGH.at[own_B].get(mode="clip") * scale_BKG[..., None]
+
+    attended_BKGH = jax.lax.fori_loop(0, has_BZ.shape[1], add, jnp.zeros_like(query_BKGH, jnp.float32), unroll=min(16, has_BZ.shape[1]))
     return greatest_BKG[..., None], sums_BKG[..., None], attended_BKGH[..., None, :]
