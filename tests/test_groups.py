@@ -228,12 +228,19 @@ def test_no_pairs_and_pairs_out_of_order(tmp_path):
     corpus = corpus_of(tmp_path)
     nothing = corpus.pairs(Pairs(threshold=0.9, minimum=0))
     assert Partners(nothing, 3).of(4, 1) == [] and Partners(nothing, 3).similarity(4) is None
-    output = corpus.output("disordered")
-    for index, seed in enumerate((7, 3)):
-        table = pa.table({"d1": [seed], "d2": [1], "similarity": [0.5], "verdict": ["accepted"]})
-        output.shard(index, ".parquet", lambda writing, table=table: parquet.write(writing, table))
-    with pytest.raises(ValueError, match="not in the order of d1"):
-        Partners(output.finish(), 2)
+    # Of one shard, or of two: a seed's pairs apart would be half its partners, and the nearest of them not the first.
+    for name, shards in {
+        "apart": [[(7, 0.5)], [(3, 0.5)]],
+        "mixed": [[(7, 0.5), (3, 0.5)]],
+        "far": [[(3, 0.5), (3, 0.6)]],
+    }.items():
+        output = corpus.output(name)
+        for index, rows in enumerate(shards):
+            columns = {"d1": [seed for seed, _ in rows], "similarity": [similarity for _, similarity in rows]}
+            table = pa.table(columns | {"d2": [1] * len(rows), "verdict": ["accepted"] * len(rows)})
+            output.shard(index, ".parquet", lambda writing, table=table: parquet.write(writing, table))
+        with pytest.raises(ValueError, match="not in the order of d1"):
+            Partners(output.finish(), 2)
 
 
 def test_the_synthesizer_is_asked_what_it_was_tuned_on(tmp_path):

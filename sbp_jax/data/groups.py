@@ -78,15 +78,20 @@ class Partners:
 
 
 def accepted(pairs: Artifact, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The accepted pairs of each shard by d1, then falling similarity; ties by d2.
+    """The accepted pairs of each shard, in their order: by d1, then falling similarity.
 
     Args:
-      columns: those wanted, d1, d2 and similarity among them.
+      columns: those wanted, d1 and similarity among them.
+
+    Raises:
+      ValueError: they are not in this order, which is a fault of the program.
     """
-    for table in parquet.tables(pairs, [*columns, "verdict"]):
+    for index, table in enumerate(parquet.tables(pairs, [*columns, "verdict"])):
         table = table.filter(pc.equal(table["verdict"], "accepted")).select(list(columns))
-        d1, d2, similarity = (table[name].to_numpy() for name in ("d1", "d2", "similarity"))
-        yield table.take(pa.array(np.lexsort((d2, -similarity, d1))))
+        d1, similarity = table["d1"].to_numpy(), table["similarity"].to_numpy()
+        if not np.all((d1[1:] > d1[:-1]) | ((d1[1:] == d1[:-1]) & (similarity[1:] <= similarity[:-1]))):
+            raise ValueError(f"the pairs of {pairs.path}, shard {index}, are not in the order of d1 and similarity")
+        yield table
 
 
 def reading(seed: int, further: Sequence[int], lengths: Sequence[int], room: int) -> list[int]:
