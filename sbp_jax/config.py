@@ -201,7 +201,9 @@ class Arm:
     name: str
     real: str = "capped"  # capped or oracle
     synthetic_share: float = 0.0  # of the training tokens
-    pairs: str = "related"  # what its synthesizer was tuned on: related documents, or random ones as a control
+    # What its synthesizer was tuned on: related documents, or random ones as a control; none, another control, is text
+    # of the base model, which reads nothing before it writes.
+    pairs: str = "related"
 
 
 @dataclass(frozen=True)

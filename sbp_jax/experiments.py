@@ -213,9 +213,8 @@ def check(experiment: Experiment) -> None:
         )
     for arm in experiment.arms:
         _demand(arm.real in ("capped", "oracle"), f"arms.{arm.name}.real is {arm.real}; it may be capped or oracle")
-        _demand(
-            arm.pairs in ("related", "random"), f"arms.{arm.name}.pairs is {arm.pairs}; it may be related or random"
-        )
+        possible = ("related", "random", "none")
+        _demand(arm.pairs in possible, f"arms.{arm.name}.pairs is {arm.pairs}; it may be related, random or none")
         if arm.name in (BASE_ARM, ORACLE_ARM):
             real = "capped" if arm.name == BASE_ARM else "oracle"
             plain = arm.real == real and arm.synthetic_share == 0

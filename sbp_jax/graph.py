@@ -15,6 +15,7 @@ from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
     embed,
     filter,
+    group,
     ingest,
     neighbors,
     pack,
@@ -32,7 +33,7 @@ from sbp_jax.stages import (
 )
 from sbp_jax.text import documents
 
-SUFFIX = {"related": "", "random": "-random"}  # of the instances behind an arm, by `Arm.pairs`
+SUFFIX = {"related": "", "random": "-random", "none": "-self"}  # of the instances behind an arm, by `Arm.pairs`
 
 
 def _files(path: str) -> list[epath.Path]:
@@ -146,40 +147,52 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     )
 
     def add_synthesizer(chosen: str, suffix: str) -> str:
-        """Step 2: the synthesizer, tuned on some pairs."""
+        """Step 2: the synthesizer, tuned on some pairs, each grouped with further documents that are read."""
+        tuning, rules = experiment.tuning, experiment.pairs
+        config: dict[str, Any] = {
+            "conditioning": tuning.conditioning,
+            "near_duplicate": rules.near_duplicate,
+            "common": rules.common,
+            "validation": tuning.validation,
+            "context": tuning.context,
+        }
+        inputs = {"pairs": chosen, "screened": screened, "tokens": tokens}
+        grouped = add(f"groups{suffix}", group, inputs, config)
         for part in ("train", "validation"):
-            config: dict[str, Any] = {
-                "settings": settings,
-                "part": part,
-                "validation": experiment.tuning.validation,
-                "context": experiment.tuning.context,
-            }
-            inputs = {"pairs": chosen, "tokens": tokens, "tokenizer": tokenizer}
+            config = {"settings": settings, "part": part, "context": tuning.context}
+            inputs = {"groups": grouped, "tokens": tokens, "tokenizer": tokenizer}
             add(f"rows-pairs-{part}{suffix}", pack_pairs, inputs, config)
         inputs = {
             "pairs": f"rows-pairs-train{suffix}",
             "validation": f"rows-pairs-validation{suffix}",
             "tokenizer": tokenizer,
         }
-        if experiment.tuning.base is None:
+        if tuning.base is None:
             inputs["base"], own_base = base, None
         else:
-            own_base = partial(tune.base_files, experiment.tuning, experiment.model, settings)
-        config = {"settings": settings, "model": experiment.model, "tuning": experiment.tuning}
+            own_base = partial(tune.base_files, tuning, experiment.model, settings)
+        config = {"settings": settings, "model": experiment.model, "tuning": tuning}
         return add(f"synthesizer{suffix}", tune, inputs, config, own_base)
 
-    def add_synthetic(synthesizer: str, share: float, suffix: str) -> tuple[str, str]:
-        """Step 3: synthetic documents, all of them and those kept, and the rows of these."""
-        inputs = {"model": synthesizer, "capped": "rows-capped", "oracle": "rows-oracle", "tokens": tokens}
+    def add_synthetic(model: str, chosen: str | None, share: float, suffix: str) -> tuple[str, str]:
+        """Step 3: synthetic documents, all of them and those kept, and the rows of these.
+
+        Without pairs nothing is read before a document is written, and the model need not be a synthesizer.
+        """
+        inputs = {"model": model, "capped": "rows-capped", "oracle": "rows-oracle", "tokens": tokens}
         inputs |= {"splits": splits, "documents": real, "tokenizer": tokenizer}
         config: dict[str, Any] = {
             "settings": settings,
             "decoder": experiment.model,
             "synthesis": experiment.synthesis,
-            "context": experiment.tuning.context,
+            "conditioning": 0,
+            "context": context,
             "share": share,
             "training_tokens": experiment.training.tokens,
         }
+        if chosen is not None:
+            inputs["pairs"] = chosen
+            config |= {"conditioning": experiment.tuning.conditioning, "context": experiment.tuning.context}
         synthesized = add(f"synthesized{suffix}", synthesize, inputs, config)
         inputs = {"synthesized": synthesized, "documents": real, "splits": splits}
         kept = add(f"synthetic{suffix}", filter, inputs, {"filters": experiment.filters})
@@ -195,7 +208,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         kind: max((arm.synthetic_share for arm in experiment.arms if arm.pairs == kind), default=0.0) for kind in SUFFIX
     }
     if shares["related"] > 0:
-        synthesized, synthetic = add_synthetic(synthesizer, shares["related"], SUFFIX["related"])
+        synthesized, synthetic = add_synthetic(synthesizer, related, shares["related"], SUFFIX["related"])
     if shares["random"] > 0:  # the control: as many pairs from the same seeds, of documents that are not related
         suffix = SUFFIX["random"]
         config = {"neighbors": experiment.neighbors, "threshold": experiment.pairs.threshold}
@@ -203,7 +216,9 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         inputs = {"neighbors": drawn, "screened": screened, "tokens": tokens}
         config = {"pairs": experiment.pairs, "context": experiment.tuning.context, "window": False}
         unrelated = add(f"pairs{suffix}", pairs, inputs, config)
-        add_synthetic(add_synthesizer(unrelated, suffix), shares["random"], suffix)
+        add_synthetic(add_synthesizer(unrelated, suffix), unrelated, shares["random"], suffix)
+    if shares["none"] > 0:  # the control: what the base model writes of itself
+        add_synthetic(base, None, shares["none"], SUFFIX["none"])
     add_arms(synthetic=True)
 
     # Scores and the report.

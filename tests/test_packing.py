@@ -10,11 +10,11 @@ from etils import epath
 from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
 from sbp_jax.config import Execution, Tokenizer
 from sbp_jax.data import packing, rows
-from sbp_jax.data.packing import pack, pack_pairs
+from sbp_jax.data.packing import pack, pack_groups
 from sbp_jax.data.rows import Row, RowSource, from_bytes, to_bytes
 from sbp_jax.errors import SbpError
 from sbp_jax.stages import pack as stage
-from sbp_jax.text.template import prompt
+from sbp_jax.text.template import length, prompt
 from sbp_jax.text.tokenizer import train
 
 E, S = 0, 1
@@ -95,16 +95,25 @@ def test_rows_survive_their_bytes():
     assert_equal([from_bytes(to_bytes(row)) for row in rows], rows)
 
 
-def random_pairs(count: int, longest: int, seed: int = 0) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    first, second = random_documents(count, seed, longest), random_documents(count, seed + 1, longest)
-    return [(ordinal, d1, d2) for (_, d1), (ordinal, d2) in zip(first, second, strict=True)]
+Group = tuple[int, list[np.ndarray], np.ndarray]
 
 
-def test_pairs_stay_whole_and_only_d2_and_its_end_bear_loss(monkeypatch):
-    """Loss on d1 would train an unconditional model; a cut pair would teach d2 without its d1."""
-    pairs = random_pairs(300, 15)
-    context = 32
-    rows = list(pack_pairs(iter(pairs), context, E, S))
+def random_groups(count: int, longest: int, most: int = 1, seed: int = 0) -> list[Group]:
+    """Groups of one to `most` conditioning documents."""
+    sizes = np.random.default_rng(seed).integers(1, most + 1, count)
+    targets, documents = random_documents(count, seed + 1, longest), random_documents(count * most, seed, longest)
+    read = iter(tokens for _, tokens in documents)
+    return [
+        (target, [next(read) for _ in range(k)], tokens) for k, (target, tokens) in zip(sizes, targets, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_groups_stay_whole_and_only_the_target_and_its_end_bear_loss(monkeypatch, most):
+    """Loss on d1 would train an unconditional model; a cut group would teach its target without its seed."""
+    groups = random_groups(300, 15, most)
+    context = 16 * (most + 1)
+    rows = list(pack_groups(iter(groups), context, E, S))
     seen: Counter[tuple[int, tuple[int, ...]]] = Counter()
     for row in rows:
         assert row.tokens.shape == (context + 1,) and row.tokens.dtype == np.int32
@@ -114,33 +123,44 @@ def test_pairs_stay_whole_and_only_d2_and_its_end_bear_loss(monkeypatch):
             assert np.array_equal(places, np.arange(start, end))
             assert np.array_equal(row.positions[places], places - start)
             tokens = row.tokens[start : end + 1].tolist()
-            separator = tokens.index(S)
+            separator = len(tokens) - 1 - tokens[::-1].index(S)
             assert np.array_equal(np.flatnonzero(row.mask[places]), np.arange(separator, len(tokens) - 1))
             assert len(set(row.documents[places].tolist())) == 1
             seen[int(row.documents[start]), tuple(tokens)] += 1
         padding = row.segments == 0
         assert not row.mask[padding].any() and (row.documents[padding] == -1).all()
         assert (row.tokens[1:][padding] == E).all()
-    assert seen == Counter((ordinal, (E, *d1.tolist(), S, *d2.tolist(), E)) for ordinal, d1, d2 in pairs)
-    assert_equal(list(pack_pairs(iter(pairs), context, E, S)), rows)
+    rendered = [
+        (target, (E, *(token for document in read for token in [*document.tolist(), S]), *tokens.tolist(), E))
+        for target, read, tokens in groups
+    ]
+    assert seen == Counter(rendered)
+    assert_equal(list(pack_groups(iter(groups), context, E, S)), rows)
     monkeypatch.setattr(packing, "OPEN_ROWS", 1)
-    assert len(rows) < 0.9 * len(list(pack_pairs(iter(pairs), context, E, S)))
+    assert len(rows) < 0.9 * len(list(pack_groups(iter(groups), context, E, S)))
 
 
-def test_a_pair_of_a_whole_row_fits_and_one_token_more_is_an_error():
+def test_a_group_of_a_whole_row_fits_and_one_token_more_is_an_error():
     d1, d2 = np.array([2, 3], np.int32), np.array([4, 5], np.int32)
-    (row,) = pack_pairs([(9, d1, d2)], 6, E, S)
+    (row,) = pack_groups([(9, [d1], d2)], 6, E, S)
     assert row.tokens.tolist() == [E, 2, 3, S, 4, 5, E]
     assert row.mask.tolist() == [False, False, False, True, True, True]
-    with pytest.raises(ValueError, match="d2 = 9"):
-        list(pack_pairs([(9, d1, d2)], 5, E, S))
+    (row,) = pack_groups([(9, [d2, d1], d2)], 9, E, S)
+    assert row.tokens.tolist() == [E, 4, 5, S, 2, 3, S, 4, 5, E] and length(6, 2) == 10
+    for read in ([d1], [d2, d1]):
+        with pytest.raises(ValueError, match="target 9"):
+            list(pack_groups([(9, read, d2)], length(2 * len(read) + 2, len(read)) - 2, E, S))
 
 
-def test_the_prompt_is_the_beginning_of_a_packed_pair():
+def test_the_prompt_is_the_beginning_of_a_packed_group_and_without_documents_of_any_document():
     """Another template at generation than at tuning asks the synthesizer for something it never learned."""
     d1, d2 = np.array([2, 3, 4], np.int64), np.array([5], np.int32)
-    (row,) = pack_pairs([(0, d1, d2)], 9, E, S)
-    assert prompt(d1, E, S).tolist() == row.tokens[:5].tolist() == [E, 2, 3, 4, S]
+    (row,) = pack_groups([(0, [d1], d2)], 9, E, S)
+    assert prompt([d1], E, S).tolist() == row.tokens[:5].tolist() == [E, 2, 3, 4, S]
+    (row,) = pack_groups([(0, [d2, d1], d2)], 9, E, S)
+    assert prompt([d2, d1], E, S).tolist() == row.tokens[:7].tolist() == [E, 5, S, 2, 3, 4, S]
+    (row,) = pack([(0, d2)], 2, E)
+    assert prompt([], E, S).tolist() == row.tokens[:1].tolist() == [E]
 
 
 TEXTS = [f"text {i} " + "é" * (i % 5) for i in range(60)]

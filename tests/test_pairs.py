@@ -9,7 +9,7 @@ from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
 from sbp_jax.config import Execution, Pairs, Tokenizer
 from sbp_jax.data.rows import RowSource
 from sbp_jax.errors import SbpError
-from sbp_jax.stages import pack_pairs, pairs, screen
+from sbp_jax.stages import group, pack_pairs, pairs, screen
 from sbp_jax.text.tokenizer import TextTokenizer, train
 
 SETTINGS = Tokenizer(vocab_size=300)
@@ -77,17 +77,26 @@ class Corpus:
         table = parquet.read(self.pairs(settings, name=name, window=window)).to_pylist()
         return {(row["d1"], row["d2"]): row["verdict"] for row in table}
 
+    def group(self, accepted: Artifact, name: str = "groups", **config) -> Artifact:
+        config = {"conditioning": 1, "near_duplicate": 0.5, "common": 10, "validation": 0.3, "context": 200} | config
+        inputs = {"pairs": accepted, "screened": self.screened, "tokens": self.tokens}
+        return group.run(self.output(name), **inputs, **config, execution=Execution())
+
     def pack(
-        self, accepted: Artifact, part: str, validation: float = 0.3, context: int = 200, seed: int = 0
+        self, accepted: Artifact, part: str, validation: float = 0.3, context: int = 200, seed: int = 0, **config
     ) -> Artifact:
+        name = f"{part}{seed}{validation}{context}{config}"
+        config |= {"validation": validation, "context": context, "seed": seed}
+        return self.pack_groups(self.group(accepted, f"groups{name}", **config), name, part, context, seed)
+
+    def pack_groups(self, grouped: Artifact, name: str, part: str, context: int = 200, seed: int = 0) -> Artifact:
         return pack_pairs.run(
-            self.output(f"{part}{seed}{validation}"),
-            pairs=accepted,
+            self.output(name),
+            groups=grouped,
             tokens=self.tokens,
             tokenizer=self.tokenizer,
             settings=SETTINGS,
             part=part,
-            validation=validation,
             context=context,
             seed=seed,
             execution=Execution(),

@@ -24,7 +24,7 @@ SBP_ARM = {"train-sbp-0", "score-sbp-0", "report"}
 SYNTHETIC = {"synthetic", "tokens-synthetic", "rows-synthetic"} | SBP_ARM
 SYNTHESIZED = {"synthesized"} | SYNTHETIC
 SYNTHESIZER = {"synthesizer"} | SYNTHESIZED
-PAIRS = {"pairs", "rows-pairs-train", "rows-pairs-validation"} | SYNTHESIZER
+PAIRS = {"pairs", "groups", "rows-pairs-train", "rows-pairs-validation"} | SYNTHESIZER
 NEIGHBORS = {"neighbors"} | PAIRS
 
 
@@ -45,6 +45,7 @@ def keys(experiment: Experiment, workdir: Path) -> dict[str, str]:
         ("filters.max_copied=0.1", SYNTHETIC),
         ("synthesis.temperature=0.7", SYNTHESIZED),
         ("tuning.peak_lr=1e-4", SYNTHESIZER),
+        ("tuning.conditioning=2", PAIRS - {"pairs"}),
         ("pairs.threshold=0.6", PAIRS),
         ("neighbors.top_k=7", NEIGHBORS),
         ("embedding.max_tokens=64", {"embeddings"} | NEIGHBORS),
@@ -80,8 +81,25 @@ def test_what_an_arm_or_an_embedder_needs_is_in_the_graph(experiment):
     assert nodes["train-sbp-0"].inputs["synthetic"] == "rows-synthetic"
     assert nodes["neighbors-random"].inputs == {"embeddings": "embeddings", "like": "pairs"}
     assert nodes["synthesizer-random"].inputs["pairs"] == "rows-pairs-train-random"
-    assert not any(name.endswith("-random") for name in graph(experiment))
+    assert not any(name.endswith(("-random", "-self")) for name in graph(experiment))
     assert list(nodes).index("neighbors-random") < list(nodes).index("synthesizer-random")
+
+
+def test_the_control_of_self_samples_asks_the_base_model_and_reads_no_pairs(experiment):
+    """A synthesizer, or its pairs, would be the treatment in the place of its control."""
+    arm = Arm("self_samples", synthetic_share=0.1, pairs="none")
+    nodes = graph(replace(experiment, arms=(*experiment.arms, arm), tuning=replace(experiment.tuning, conditioning=3)))
+    written, conditional = nodes["synthesized-self"], nodes["synthesized"]
+    unconditional = {role: name for role, name in conditional.inputs.items() if role != "pairs"}
+    assert written.inputs == unconditional | {"model": "train-repetition-0"} != conditional.inputs
+    assert (written.config["conditioning"], written.config["context"]) == (0, experiment.training.context)
+    assert (conditional.config["conditioning"], conditional.config["context"]) == (3, experiment.tuning.context)
+    assert nodes["train-self_samples-0"].inputs["synthetic"] == "rows-synthetic-self"
+    assert {name for name in nodes if name.endswith("-self")} == {
+        f"{name}-self" for name in ("synthesized", "synthetic", "tokens-synthetic", "rows-synthetic")
+    }
+    with pytest.raises(SbpError, match="arms.other.pairs is self; it may be related, random or none"):
+        check(replace(experiment, arms=(*experiment.arms, Arm("other", pairs="self"))))
 
 
 def test_the_content_of_the_corpus_is_in_every_recipe_and_its_place_is_not(experiment, tmp_path):

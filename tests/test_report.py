@@ -154,7 +154,8 @@ def make(
     for name, value in (("words", 30), ("language", "en"), ("contaminated_by", ""), ("contaminated_item", "")):
         screened = screened.append_column(name, pa.array([value] * len(capped)))
     seeds = [int(capped[place % len(capped)]) for place in range(len(synthetic))]
-    generated = pa.table(_generated(synthetic, seeds), synthesize.SCHEMA)
+    rows, nothing = _generated(synthetic, seeds), [None] * len(synthetic)
+    generated = pa.table({name: rows.get(name, nothing) for name in synthesize.SCHEMA.names}, synthesize.SCHEMA)
     scores = {
         "words": pa.array([len(text.split()) for text in synthetic], pa.int32()),
         "repetition": pa.array(random.beta(1, 30, len(synthetic)), pa.float32()),

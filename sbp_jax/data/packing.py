@@ -2,12 +2,12 @@
 
 Documents are joined to one stream and cut, E d1 E d2 ... E: the end-of-document token E, as a target, ends the
 document before it, and as an input starts the next. Neighbouring rows share one token, so every target of the stream
-is predicted exactly once, and a document of n tokens has n + 1 of them. Pairs are never cut.
+is predicted exactly once, and a document of n tokens has n + 1 of them. Groups are never cut.
 
 Legend: L = context, R = rows of one block.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -53,42 +53,42 @@ def pack(documents: Iterable[tuple[int, np.ndarray]], context: int, end_of_docum
     yield from _rows(inputs, owners, starts, rows, context, end_of_document)
 
 
-def pack_pairs(
-    pairs: Iterable[tuple[int, np.ndarray, np.ndarray]], context: int, end_of_document: int, separator: int
+def pack_groups(
+    groups: Iterable[tuple[int, Sequence[np.ndarray], np.ndarray]], context: int, end_of_document: int, separator: int
 ) -> Iterator[Row]:
-    """Fills rows with rendered pairs E d1 S d2 E, each whole; only d2 and its closing E bear loss.
+    """Fills rows with rendered groups E d1 S ... S dk S target E, each whole; only the target and its E bear loss.
 
-    A pair goes into the first open row with room for it; when none has, the open row with the least room is closed.
+    A group goes into the first open row with room for it; when none has, the open row with the least room is closed.
 
     Args:
-      pairs: the ordinal of d2, then the tokens of d1 and of d2, int [n] each.
-      context: L; a pair takes len(d1) + len(d2) + 2 positions of a row.
+      groups: the ordinal of the target, then the tokens of d1 to dk and of the target, int [n] each.
+      context: L; a group takes a position of a row for each token, and k + 1 more.
       end_of_document: id of E.
       separator: id of S.
 
     Raises:
-      ValueError: a rendered pair of more than L + 1 tokens.
+      ValueError: a rendered group of more than L + 1 tokens.
     """
     opened: list[list[tuple[int, np.ndarray, np.ndarray]]] = []
     room: list[int] = []
-    for ordinal, d1, d2 in pairs:
-        start = prompt(d1, end_of_document, separator)
-        size = len(start) + len(d2)
+    for ordinal, read, target in groups:
+        start = prompt(read, end_of_document, separator)
+        size = len(start) + len(target)
         if size > context:
-            raise ValueError(f"the pair with d2 = {ordinal} takes {size + 1} tokens, a row has {context + 1}")
+            raise ValueError(f"the group with target {ordinal} takes {size + 1} tokens, a row has {context + 1}")
         place = next((place for place, left in enumerate(room) if left >= size), None)
         if place is None:
             if len(opened) == OPEN_ROWS:
                 fullest = room.index(min(room))
                 del room[fullest]
-                yield _pair_row(opened.pop(fullest), context, end_of_document)
+                yield _group_row(opened.pop(fullest), context, end_of_document)
             place = len(opened)
             opened.append([])
             room.append(context)
-        opened[place].append((ordinal, start, d2))
+        opened[place].append((ordinal, start, target))
         room[place] -= size
     for row in opened:
-        yield _pair_row(row, context, end_of_document)
+        yield _group_row(row, context, end_of_document)
 
 
 def _extend(
@@ -127,7 +127,7 @@ def _rows(
         yield Row(tokens, segments_RL[row], positions_RL[row], owners_RL[row], mask_RL[row])
 
 
-def _pair_row(pairs: list[tuple[int, np.ndarray, np.ndarray]], context: int, end_of_document: int) -> Row:
+def _group_row(groups: list[tuple[int, np.ndarray, np.ndarray]], context: int, end_of_document: int) -> Row:
     row = Row(
         np.full(context + 1, end_of_document, np.int32),
         np.zeros(context, np.int32),
@@ -136,12 +136,12 @@ def _pair_row(pairs: list[tuple[int, np.ndarray, np.ndarray]], context: int, end
         np.zeros(context, np.bool_),
     )
     start = 0
-    for segment, (ordinal, read, written) in enumerate(pairs, start=1):
+    for segment, (ordinal, read, written) in enumerate(groups, start=1):
         middle, end = start + len(read), start + len(read) + len(written)
         row.tokens[start:middle], row.tokens[middle:end] = read, written
         row.segments[start:end] = segment
         row.positions[start:end] = np.arange(end - start)
         row.documents[start:end] = ordinal
-        row.mask[middle - 1 : end] = True  # the separator predicts d2's first token, its last token the closing E
+        row.mask[middle - 1 : end] = True  # from the last separator, which predicts the first token, to the last token
         start = end
     return row
