@@ -4,10 +4,12 @@
 python benchmarks/ours_generation.py prepare FOLDER
 python benchmarks/ours_generation.py generate FOLDER PROMPTS.json [--new 128 --dtype bfloat16 --slots 64]
 python benchmarks/ours_generation.py mixed FOLDER [--requests 400]
+python benchmarks/ours_generation.py bandwidth [--slots 64 128 256]     # a 3B model of random weights, on a GPU
 """
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -35,17 +37,29 @@ from sbp_jax.text.tokenizer import TextTokenizer
 
 MODEL = Model(width=384, layers=6, heads=6, kv_heads=2, head_dim=64, ffn=1024)  # 12.6M parameters
 VOCABULARY, PROMPTS, SHORTEST, LONGEST = 8192, 64, 32, 512
+THREE_BILLION = Model(  # as configs/paper_200b_3b.py has it
+    width=3072,
+    layers=26,
+    heads=24,
+    kv_heads=8,
+    head_dim=128,
+    ffn=8064,
+    rope_base=500_000.0,
+    tied_embeddings=False,
+    dtype="bfloat16",
+)
+PAPER_VOCABULARY = 49_152
 CONTEXT = 640
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("prepare", "generate", "mixed"))
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("what", choices=("prepare", "generate", "mixed", "bandwidth"))
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("prompts", type=Path, nargs="?")
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--slots", type=int, default=Execution().slots)
+    parser.add_argument("--slots", type=int, nargs="+", default=[Execution().slots])
     parser.add_argument("--steps", type=int, default=Execution().decode_steps)
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--texts", type=Path, help="a file for the tokens, in the order of the prompts")
@@ -54,8 +68,10 @@ def main() -> None:
         prepare(options.folder)
     elif options.what == "generate":
         generate(options)
-    else:
+    elif options.what == "mixed":
         mixed(options)
+    else:
+        bandwidth(options.slots, options.steps)
 
 
 def prepare(folder: Path) -> None:
@@ -101,6 +117,85 @@ def mixed(options: argparse.Namespace) -> None:
     _print(engine, time.perf_counter() - wall, time.process_time() - cpu)
 
 
+def bandwidth(sizes: list[int], steps: int) -> None:
+    """Decoding with full slots, beside what reading the weights and the cache once a token would take.
+
+    The bound counts every matrix once a step, and the keys and values that the slots hold; of the embedding the rows
+    that are looked up are as good as nothing. The bandwidth is that of a copy in the same run, bytes read and written.
+    """
+    device = jax.devices()[0]
+    mesh = build_mesh(MeshShape(1, 1, 1), [device])
+    parameters = initialize(THREE_BILLION, PAPER_VOCABULARY, 0, mesh)
+    cast = jax.jit(lambda tree: to_compute_dtype(THREE_BILLION, tree), donate_argnums=0)
+    parameters = cast(parameters)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(parameters)) - parameters["embedding"].nbytes
+    token_bytes = 2 * THREE_BILLION.layers * THREE_BILLION.kv_heads * THREE_BILLION.head_dim * 2
+    copied = _copy_rate()
+    for slots in sizes:
+        started = time.perf_counter()
+        engine = Engine(
+            *(THREE_BILLION, parameters, TextTokenizer(PAPER_VOCABULARY, -1, -1, None)),  # type: ignore[arg-type]
+            **{"context": 2048, "mesh": mesh, "slots": slots, "decode_steps": steps, "seed": 0, "circles": False},
+            cache_tokens=slots * 1792,
+            name="random weights",
+        )
+        compiled = time.perf_counter() - started
+        random = np.random.default_rng(0)
+        lengths = random.integers(512, 1537, slots)
+        prompts = [random.integers(1, PAPER_VOCABULARY, length).astype(np.int32) for length in lengths]
+        calls = 12
+        taken = [
+            (n, Request(n, n, 0, prompt, steps * (calls + 4), Sampling(top_p=0.95))) for n, prompt in enumerate(prompts)
+        ]
+        for slot, request in taken:
+            assert engine._table.cover(slot, len(request.prompt) + request.limit)
+        engine._fill(taken[:2])  # whose first call is not like the others
+        jax.block_until_ready(engine._caches)
+        began = time.perf_counter()
+        engine._fill(taken)
+        jax.block_until_ready(engine._caches)
+        reading = time.perf_counter() - began
+        jax.block_until_ready(engine._call(taken, []))
+        jax.block_until_ready(engine._call([], []))
+        began = time.perf_counter()
+        for _ in range(calls):
+            outputs = engine._call([], [])
+        found = jax.device_get(outputs)
+        step = (time.perf_counter() - began) / (calls * steps)
+        assert int(found.steps) == steps and np.all(found.counts == steps)
+        held = float(lengths.sum() + slots * steps * (2 + calls / 2))
+        bound = (weights + held * token_bytes) / copied
+        line = {
+            "device": device.device_kind,
+            "slots": slots,
+            "step_milliseconds": 1e3 * step,
+            "bound_milliseconds": 1e3 * bound,
+            "of_bound": bound / step,
+            "decode_tokens_per_second": slots / step,
+            "prompt_tokens_per_second": int(lengths.sum()) / reading,
+            "compile_seconds": compiled,
+            "copy_gigabytes_per_second": copied / 1e9,
+            "weights_gigabytes": weights / 1e9,
+            "cache_gigabytes": held * token_bytes / 1e9,
+            "peak_gigabytes": (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9,
+        }
+        print(json.dumps(line), flush=True)
+        del engine
+
+
+def _copy_rate() -> float:
+    """Bytes a second that a large copy on the device reads and writes."""
+    array = jax.numpy.ones(1 << 30, jax.numpy.bfloat16)
+    add = jax.jit(lambda x: x + 1)
+    jax.block_until_ready(add(array))
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        jax.block_until_ready(add(array))
+        times.append(time.perf_counter() - began)
+    return 2 * array.nbytes / statistics.median(times)
+
+
 def _engine(options: argparse.Namespace, context: int) -> Engine:
     folder = epath.Path(options.folder)
     checkpoint = huggingface.inspect(folder)
@@ -113,7 +208,7 @@ def _engine(options: argparse.Namespace, context: int) -> Engine:
         TextTokenizer(checkpoint.vocabulary, -1, -1, None),  # type: ignore[arg-type]  # no text, and no end before the limit
         context=context,
         mesh=mesh,
-        slots=options.slots,
+        slots=options.slots[0],
         decode_steps=options.steps,
         seed=0,
         circles=False,

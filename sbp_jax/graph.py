@@ -82,7 +82,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     ) -> str:
         nodes[name] = Node(
             *(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files),
-            all_hosts=stage in (train, tune, score, embed, neighbors),
+            all_hosts=stage in (train, tune, score, embed, neighbors, synthesize),
         )
         return name
 

@@ -49,10 +49,9 @@ def _inputs(folder: Path) -> dict[str, Artifact]:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(["tin", "oak", "salt", "river"], n)) for n in random.integers(3, 9, 24)]
     texts[4] = "a long text " * 40
-    tokenizer_output, documents, splits, tokens, model, pairs = (
-        _output(folder / name, stage)
-        for name, stage in {name: name for name in ("tokenizer", "documents", "splits", "tokens")}.items()
-        | {"model": "tune", "pairs": "pairs"}.items()
+    names = {name: name for name in ("tokenizer", "documents", "splits", "tokens", "pairs")} | {"model": "tune"}
+    tokenizer_output, documents, splits, tokens, pairs, model = (
+        _output(folder / name, stage) for name, stage in names.items()
     )
     tokenizer = train(texts, SETTINGS)
     with tokenizer_output.writing("tokenizer.json") as writing:
@@ -69,10 +68,12 @@ def _inputs(folder: Path) -> dict[str, Artifact]:
     for name in huggingface.save(model.path / "best", parameters, DECODER, entries, CONTEXT, end):
         with model.writing(f"best/{name}"):
             pass
-    # The seeds 0 and 2 are paired with 6 and 8; the pair with 10 was rejected.
-    found = {"d1": [0, 0, 0, 2, 2, 2], "d2": [6, 8, 10, 6, 8, 10], "similarity": [0.8, 0.9, 0.95, 0.7, 0.6, 0.5]}
-    verdicts = pa.table(found | {"verdict": ["accepted", "accepted", "near_duplicate"] * 2})
-    pairs.shard(0, ".parquet", lambda writing: parquet.write(writing, verdicts))
+    # Of the capped documents, each with the next two; the documents from 18 on are in no pair.
+    accepted = [(i, i + step, 0.95 - step / 20) for i in range(0, 18, 2) for step in (2, 4)] + [(16, 23, 0.5)]
+    columns = [*zip(*accepted, strict=True), ["accepted"] * (len(accepted) - 1) + ["near_duplicate"]]
+    judged = pa.table(dict(zip(("d1", "d2", "similarity", "verdict"), columns, strict=True)))
+    judged = judged.set_column(2, "similarity", judged["similarity"].cast(pa.float32()))
+    pairs.shard(0, ".parquet", lambda writing: parquet.write(writing, judged))
     capped = _made(folder / "capped", {"targets": 120, "documents": 12})
     oracle = _made(folder / "oracle", {"targets": 640, "documents": 24})
     outputs = {
@@ -136,9 +137,8 @@ def test_number_of_documents_seeds_and_lineage(whole: Artifact, inputs: dict[str
     assert {row["step"] for row in table} == {7}
     assert all(row["conditioning"] == [row["seed"]] for row in table)
     assert all(row["conditioning_ids"] == [row["seed_id"]] for row in table)
-    similar = {0: 0.9, 2: 0.7}
     for row in table:
-        assert row["similarity"] == pytest.approx(similar[row["seed"]]) if row["seed"] in similar else row["similarity"] is None
+        assert row["similarity"] == (pytest.approx(0.85) if row["seed"] < 18 else None)
 
 
 def test_deleted_shards_come_back_to_the_byte(tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact]) -> None:
@@ -286,24 +286,6 @@ def test_without_memory_for_one_slot_there_is_an_error() -> None:
 
     with pytest.raises(SbpError, match="not memory enough for a single slot; cut the model over more devices"):
         replicas.backing_off(2, build, lambda engines: None, lambda line: None)
-
-
-def test_several_documents_are_read_where_there_are_pairs(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
-    made = _run(tmp_path, inputs, conditioning=3, synthesis=replace(SYNTHESIS, samples=2))
-    rows = {(row["seed"], row["sample"]): row for row in parquet.read(made).to_pylist()}
-    assert rows[0, 0]["conditioning"] == [6, 8, 0]  # the nearest is read last but the seed
-    assert rows[2, 0]["conditioning"] == [8, 6, 2]
-    assert rows[6, 0]["conditioning"] == [6]
-    assert (0, 1) in rows
-
-
-def test_without_pairs_documents_are_written_from_nothing(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
-    made = _run(tmp_path, {name: made for name, made in inputs.items() if name != "pairs"})
-    rows = parquet.read(made).to_pylist()
-    assert len(rows) == made.stats["documents"] == 32
-    assert all(row["seed"] is row["seed_id"] is row["similarity"] is None and row["conditioning"] == [] for row in rows)
-    assert len({row["key"] for row in rows}) == len({row["id"] for row in rows}) == 32
-    assert len({row["text"] for row in rows}) > 25
 
 
 def test_a_model_that_was_not_tuned_or_reads_other_tokens_is_an_error(

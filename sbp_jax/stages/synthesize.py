@@ -87,7 +87,7 @@ def run(
     names = [_name(index) for index in range(math.ceil(total / size))]
     missing = [names.index(name) for name in output.apart(names, jax.process_index(), jax.process_count())]
     ranges = {index: range(index * size, min(total, (index + 1) * size)) for index in missing}
-    stats = {"seeds": len(source.seeds), "seeds_too_long": source.too_long, "seeds_empty": source.empty}
+    stats = {} if pairs is None else {"seeds": len(source.seeds), **source.left_out}
     if ranges:
         ids = parquet.read(documents, ["id"])["id"]
         lineage: dict[str, Any] = {"synthesizer": model.key, "step": model.stats.get("best_step"), "engine": "jax"}
@@ -117,7 +117,7 @@ class _Source:
         self._synthesis, self.tokenizer, self._context = synthesis, tokenizer, context
         self._records = arrayrecord.source(tokens)
         self._sampling = Sampling(synthesis.temperature, synthesis.top_p, synthesis.top_k)
-        self.seeds, self.too_long, self.empty = np.empty(0, np.int64), 0, 0
+        self.seeds, self.left_out = np.empty(0, np.int64), {"seeds_too_long": 0, "seeds_empty": 0}
         self.partners: Partners | None = None
 
     def condition(self, splits: Artifact, pairs: Artifact, conditioning: int, label: str) -> None:
@@ -126,7 +126,8 @@ class _Source:
         lengths = np.array([len(self._records[ordinal]) // 4 for ordinal in capped.tolist()], np.int64)
         fits = lengths + 2 + LEAST_ROOM <= self._context
         self.seeds = capped[fits & (lengths > 0)]
-        self.too_long, self.empty = int(np.count_nonzero(~fits)), int(np.count_nonzero(lengths == 0))
+        self.left_out["seeds_too_long"] = int(np.count_nonzero(~fits))
+        self.left_out["seeds_empty"] = int(np.count_nonzero(lengths == 0))
         if len(self.seeds) == 0:
             raise SbpError(
                 f"{label}: none of the {len(capped):,} capped documents leaves room for {LEAST_ROOM} new tokens"
@@ -138,7 +139,7 @@ class _Source:
     def request(self, number: int) -> Request:
         end, separator = self.tokenizer.end_of_document, self.tokenizer.separator
         if self.partners is None:
-            tokens = np.array([end], np.int32)
+            tokens = prompt([], end, separator)
             return Request(number, -1 - number, 0, tokens, self._limit(tokens), self._sampling)
         seed, sample = self._schedule.request(number)
         read = [self._tokens(ordinal) for ordinal in self.read(seed, sample)]
@@ -149,7 +150,7 @@ class _Source:
         """Ordinals of the documents that are read for one sample of a seed, in their order."""
         assert self.partners is not None
         further = self.partners.of(seed, sample)
-        room = self._context - LEAST_ROOM - len(self._tokens(seed)) - 2
+        room = self._context - self._synthesis.max_new_tokens - len(self._tokens(seed)) - 2
         return reading(seed, further, [len(self._tokens(ordinal)) for ordinal in further], room)
 
     def _tokens(self, ordinal: int) -> np.ndarray:
