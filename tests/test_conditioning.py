@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from sbp_jax.artifacts import Artifact, arrayrecord, parquet
@@ -11,17 +12,25 @@ from sbp_jax.config import Arm
 from sbp_jax.data.rows import RowSource
 from sbp_jax.experiments import check, load
 from sbp_jax.pipeline import Pipeline
-from tests.test_synthesize import CONTEXT, SYNTHESIS, _inputs, _run
+from tests.test_synthesize import CONTEXT, SYNTHESIS, _inputs, _output, _run
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    return _inputs(tmp_path_factory.mktemp("inputs"))
+    """The capped documents, the even ones, are each paired with the next two, those from 18 on with none."""
+    folder = tmp_path_factory.mktemp("inputs")
+    accepted = [(seed, seed + step, 0.95 - step / 20) for seed in range(0, 18, 2) for step in (2, 4)]
+    columns = dict(zip(("d1", "d2", "similarity"), map(list, zip(*accepted, strict=True)), strict=True))
+    table = pa.table(columns | {"verdict": ["accepted"] * len(accepted)})
+    pairs = _output(folder / "own-pairs", "pairs")
+    pairs.shard(0, ".parquet", lambda writing: parquet.write(writing, table))
+    return _inputs(folder) | {"pairs": pairs.finish()}
 
 
 def test_further_documents_are_read_and_told_and_leave_room_for_what_is_written(tmp_path: Path, inputs) -> None:
     """What was read is the lineage of a document: all of it, and nothing that was not."""
     sizes = [len(record) // 4 for record in arrayrecord.source(inputs["tokens"])]
+    ids = parquet.read(inputs["documents"])["id"].to_pylist()
     changes = {"synthesis": replace(SYNTHESIS, samples=2)}
     table = parquet.read(_run(tmp_path / "three", inputs, conditioning=3, **changes)).to_pylist()
     seen = set()
@@ -34,6 +43,7 @@ def test_further_documents_are_read_and_told_and_leave_room_for_what_is_written(
                 fits.append(other)
                 room -= sizes[other] + 1
         assert row["conditioning"] == [*fits[::-1], seed]
+        assert row["conditioning_ids"] == [ids[ordinal] for ordinal in row["conditioning"]]
         assert row["similarity"] == (None if seed >= 18 else pytest.approx(0.85))
         assert row["new_tokens"] == SYNTHESIS.max_new_tokens or row["finish"] == "end"
         seen.add((len(fits), len(circle)))
@@ -48,18 +58,6 @@ def test_further_documents_are_read_and_told_and_leave_room_for_what_is_written(
     texts = [{(row["seed"], row["sample"]): row["text"] for row in rows} for rows in (one, two, table)]
     assert all(texts[0][20, sample] == texts[2][20, sample] for sample in (0, 1))  # which has no partners
     assert texts[0][6, 0] != texts[1][6, 0] != texts[2][6, 0]
-
-
-def test_without_pairs_documents_have_no_seed_and_differ(tmp_path: Path, inputs) -> None:
-    """One random key for all would give one text, thousands of times."""
-    unpaired = {name: artifact for name, artifact in inputs.items() if name != "pairs"}
-    whole = _run(tmp_path, unpaired, conditioning=0)
-    table = parquet.read(whole).to_pylist()
-    assert len(table) == 32 and "seeds" not in whole.stats
-    for name in ("seed", "seed_id", "similarity"):
-        assert {row[name] for row in table} == {None}
-    assert all(row["conditioning"] == [] for row in table)
-    assert len({row["text"] for row in table}) > 25 and len({row["key"] for row in table}) == 32
 
 
 @pytest.mark.slow
