@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from sbp_jax.artifacts import Artifact, arrayrecord, parquet
@@ -12,19 +11,12 @@ from sbp_jax.config import Arm
 from sbp_jax.data.rows import RowSource
 from sbp_jax.experiments import check, load
 from sbp_jax.pipeline import Pipeline
-from tests.test_synthesize import CONTEXT, SYNTHESIS, _inputs, _output, _run
+from tests.test_synthesize import CONTEXT, SYNTHESIS, _inputs, _run
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """The capped documents, the even ones, are each paired with the next two, those from 18 on with none."""
-    folder = tmp_path_factory.mktemp("inputs")
-    accepted = [(seed, seed + step, 0.95 - step / 20) for seed in range(0, 18, 2) for step in (2, 4)]
-    columns = dict(zip(("d1", "d2", "similarity"), map(list, zip(*accepted, strict=True)), strict=True))
-    table = pa.table(columns | {"verdict": ["accepted"] * len(accepted)})
-    pairs = _output(folder / "own-pairs", "pairs")
-    pairs.shard(0, ".parquet", lambda writing: parquet.write(writing, table))
-    return _inputs(folder) | {"pairs": pairs.finish()}
+    return _inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def test_further_documents_are_read_and_told_and_leave_room_for_what_is_written(tmp_path: Path, inputs) -> None:
