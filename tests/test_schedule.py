@@ -1,5 +1,7 @@
 """The schedule of seeds: each once in a pass, no document asked for twice, the same from any number on."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -40,8 +42,16 @@ def test_the_order_of_a_pass_is_drawn_once():
     schedule = Schedule(seeds, 1, 0)
     first = schedule.request(len(seeds))
     assert first == (int(np.random.default_rng([0, 1]).permutation(seeds)[0]), 1)
-    order = schedule._order(1)
-    assert schedule.request(len(seeds)) == first and schedule._order(1) is order
+    before, after = schedule._order(1), schedule._order(2)
+    assert schedule.request(len(seeds)) == first and schedule._order(1) is before and schedule._order(2) is after
+
+
+def test_threads_may_ask_on_both_sides_of_the_end_of_a_pass():
+    """Copies of a model ask side by side: one must not take away the order in which another looks up its seed."""
+    seeds = np.arange(3)
+    schedule, expected = Schedule(seeds, 1, 0), [Schedule(seeds, 1, 0).request(number) for number in range(600)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(schedule.request, [*range(600)] * 20)) == expected * 20
 
 
 def test_a_schedule_of_nothing_is_a_fault():
