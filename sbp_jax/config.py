@@ -186,12 +186,22 @@ class Synthesis:
 
 @dataclass(frozen=True)
 class Filters:
-    """Which synthetic documents are kept."""
+    """Which synthetic documents are kept; items of `pairs.decontaminate` are kept out of them too."""
 
-    min_words: int = 20
-    max_repetition: float = 0.2  # fraction of 4-word n-grams that repeat an earlier one of the document
-    max_copied: float = 0.3  # fraction of 13-word shingles found anywhere in the capped set
     unfinished: str = "drop"  # documents cut by max_new_tokens: drop, trim (after the last sentence), or keep
+    min_words: int = 20
+    max_words: int | None = None
+    max_repetition: float = 0.2  # fraction of 4-word n-grams that repeat an earlier one of the document
+    max_seed_run: int = 50  # words in a row that are also in a document which was read for it
+    max_seed_overlap: float = 0.3  # fraction of 13-word shingles that are in the documents which were read for it
+    max_copied: float = 0.3  # fraction of 13-word shingles found anywhere in the capped set
+    max_held_out: float = 0.1  # fraction of 13-word shingles found in validation or test documents and no capped one
+    same_language: bool = False  # drop documents in another language than their seed
+    near_sibling: float = 0.5  # 13-word-shingle containment at which one is a copy of an earlier one of its seed
+    near_duplicate: float = 0.5  # 13-word-shingle containment at which one is a copy of any other earlier one
+    index: str = (
+        "auto"  # of real documents: exact, bloom (2 bytes a shingle), or auto: exact in a quarter of the memory
+    )
 
 
 @dataclass(frozen=True)

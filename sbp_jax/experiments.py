@@ -57,7 +57,15 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         neighbors=replace(experiment.neighbors, top_k=10),
         pairs=replace(experiment.pairs, threshold=0.4, minimum=20),
         synthesis=replace(experiment.synthesis, max_new_tokens=64, oversample=5.0, documents_per_shard=64),
-        filters=replace(experiment.filters, min_words=1, max_repetition=0.9, max_copied=0.9, unfinished="keep"),
+        filters=replace(
+            experiment.filters,
+            unfinished="keep",
+            min_words=1,
+            max_repetition=0.9,
+            max_copied=0.9,
+            max_seed_overlap=0.9,
+            max_held_out=0.9,
+        ),
         seeds=experiment.seeds[:1],
         note="This is the tiny variant: it shows that the pipeline runs from end to end, and nothing else.",
         execution=replace(experiment.execution, slots=32, accumulate=1),
@@ -88,10 +96,13 @@ def check(experiment: Experiment) -> None:
         "tuning.decay": experiment.tuning.decay,
         "filters.max_repetition": experiment.filters.max_repetition,
         "filters.max_copied": experiment.filters.max_copied,
+        "filters.max_seed_overlap": experiment.filters.max_seed_overlap,
+        "filters.max_held_out": experiment.filters.max_held_out,
+        "filters.near_sibling": experiment.filters.near_sibling,
+        "filters.near_duplicate": experiment.filters.near_duplicate,
     } | {f"arms.{arm.name}.synthetic_share": arm.synthetic_share for arm in experiment.arms}
-    for name in ("splits", "pairs"):
-        least = getattr(experiment, name).near_duplicate
-        _demand(least > 0, f"{name}.near_duplicate is {least:g}; at 0 every document is a copy of every other")
+    for name in ("splits.near_duplicate", "pairs.near_duplicate", "filters.near_duplicate", "filters.near_sibling"):
+        _demand(fractions[name] > 0, f"{name} is {fractions[name]:g}; at 0 every document is a copy of every other")
     for name, value in fractions.items():
         _demand(0.0 <= value <= 1.0, f"{name} is {value:g}; it is a fraction from 0 to 1")
     positive = {
@@ -107,6 +118,7 @@ def check(experiment: Experiment) -> None:
         "neighbors.top_k": experiment.neighbors.top_k,
         "neighbors.audited": experiment.neighbors.audited,
         "pairs.common": experiment.pairs.common,
+        "filters.max_seed_run": experiment.filters.max_seed_run,
         "synthesis.max_new_tokens": experiment.synthesis.max_new_tokens,
         "synthesis.documents_per_shard": experiment.synthesis.documents_per_shard,
         "synthesis.samples": experiment.synthesis.samples,
@@ -151,6 +163,7 @@ def check(experiment: Experiment) -> None:
         "embedding.dimensions": experiment.embedding.dimensions,
         "pairs.max_targets": experiment.pairs.max_targets,
         "pairs.same_source": experiment.pairs.same_source,
+        "filters.max_words": experiment.filters.max_words,
         "neighbors.leaves": experiment.neighbors.leaves,
         "neighbors.leaves_to_search": experiment.neighbors.leaves_to_search,
         "neighbors.reorder": experiment.neighbors.reorder,
@@ -186,6 +199,7 @@ def check(experiment: Experiment) -> None:
         "execution.attention": (execution.attention, ("auto", "xla", "splash", "cudnn")),
         "execution.engine": (execution.engine, ("jax", "vllm")),
         "filters.unfinished": (experiment.filters.unfinished, ("drop", "trim", "keep")),
+        "filters.index": (experiment.filters.index, ("exact", "bloom", "auto")),
     }
     for name, (chosen, possible) in choices.items():
         _demand(chosen in possible, f"{name} is {chosen}; it may be {', '.join(possible[:-1])} or {possible[-1]}")

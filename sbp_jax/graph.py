@@ -31,7 +31,7 @@ from sbp_jax.stages import (
     train_tokenizer,
     tune,
 )
-from sbp_jax.text import documents
+from sbp_jax.text import contamination, documents
 
 SUFFIX = {"related": "", "random": "-random", "none": "-self"}  # of the instances behind an arm, by `Arm.pairs`
 
@@ -136,7 +136,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         config |= {"model": experiment.model, "settings": settings}
     embeddings = add("embeddings", embed, inputs, config, partial(models.files, experiment.embedding))
     near = add("neighbors", neighbors, {"embeddings": embeddings}, {"neighbors": experiment.neighbors})
-    evaluations = screen.Evaluations(experiment.pairs.decontaminate)
+    evaluations = contamination.Evaluations(experiment.pairs.decontaminate)
     inputs = {"documents": real, "splits": splits}
     screened = add("screened", screen, inputs, {"evaluations": evaluations}, evaluations.files)
     related = add(
@@ -194,8 +194,9 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             inputs["pairs"] = chosen
             config |= {"conditioning": experiment.tuning.conditioning, "context": experiment.tuning.context}
         synthesized = add(f"synthesized{suffix}", synthesize, inputs, config)
-        inputs = {"synthesized": synthesized, "documents": real, "splits": splits}
-        kept = add(f"synthetic{suffix}", filter, inputs, {"filters": experiment.filters})
+        inputs = {"synthesized": synthesized, "documents": real, "splits": splits, "screened": screened}
+        config = {"evaluations": evaluations, "filters": experiment.filters}
+        kept = add(f"synthetic{suffix}", filter, inputs, config, evaluations.files)
         inputs = {"documents": kept, "tokenizer": tokenizer}
         tokenized = add(f"tokens-synthetic{suffix}", tokenize, inputs, {"settings": settings})
         inputs = {"tokens": tokenized, "documents": kept, "tokenizer": tokenizer}

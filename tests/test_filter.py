@@ -1,6 +1,10 @@
 """The filter stage: planted faults, each rejected with its own reason."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,25 +13,38 @@ from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
 from sbp_jax.config import Execution, Filters
+from sbp_jax.data import synthetic
 from sbp_jax.errors import SbpError
 from sbp_jax.stages import filter as stage
-from sbp_jax.text.repetition import repetition, words
+from sbp_jax.stages import screen
+from sbp_jax.text.contamination import Evaluations
+
+
+def _words(seed: int, length: int = 60) -> list[str]:
+    return [f"w{number}" for number in np.random.default_rng(seed).integers(0, 10_000, length)]
 
 
 def _text(seed: int, length: int = 60) -> str:
-    return " ".join(f"w{number}" for number in np.random.default_rng(seed).integers(0, 10_000, length))
+    return " ".join(_words(seed, length))
 
 
-CAPPED, ORACLE = _text(100), _text(101)
+def _edited(text: str, every: int) -> str:
+    return " ".join("edited" if place % every == every - 1 else word for place, word in enumerate(text.split()))
+
+
+GERMAN = (
+    "Die Kernfusion ist eine Reaktion, bei der zwei Atomkerne zu einem neuen, schwereren Kern verschmelzen und dabei"
+)
+ENGLISH = (
+    "Nuclear fusion is a reaction in which two atomic nuclei combine to form one new and heavier nucleus, and which"
+)
+ITEM = "which of these planets is the largest one in the solar system by far"
+# Real documents: seeds 0 to 2, another capped one, then those that are not capped.
+SEED, SECOND, FLUENT, OTHER = _text(100, 400), _text(101, 100), ENGLISH, _text(102, 100)
+ORACLE, TEST, VALIDATION = _text(103), _text(104), _text(105)
+REAL = (SEED, SECOND, FLUENT, OTHER, ORACLE, TEST, VALIDATION)
+SPLITS = ("capped", "capped", "capped", "capped", "oracle", "test", "validation")
 CLEAN = (_text(0), _text(1), _text(2))
-COPY = _text(3, 20) + " " + CAPPED.upper()
-FAULTS = {
-    "unfinished": _text(4),
-    "too_short": _text(5, 19),
-    "repetition": "the cat sat on the mat and " * 10,
-    "copied": COPY,
-    "duplicate": CLEAN[0],
-}
 
 
 def _artifact(path: Path, tables: list[pa.Table]) -> Artifact:
@@ -37,31 +54,69 @@ def _artifact(path: Path, tables: list[pa.Table]) -> Artifact:
     return output.finish()
 
 
-def _run(
-    folder: Path, shards: list[list[tuple[str, str]]], filters: Filters | None = None, output: str = "out"
-) -> Artifact:
-    """Filters shards of (text, finish)."""
-    real = pa.table({"ordinal": [0, 1], "id": ["a", "b"], "text": [CAPPED, ORACLE]})
-    splits = pa.table({"ordinal": [0, 1], "split": ["capped", "oracle"]})
-    first, tables = 0, []
+def _row(text: str, finish: str = "end", read: tuple[int, ...] = (0,), **more: Any) -> dict[str, Any]:
+    """A synthetic document; the rest of its columns say nothing."""
+    seed = {"seed": read[0], "seed_id": f"doc-{read[0]}"} if read else {}
+    return seed | {"text": text, "finish": finish, "conditioning": list(read) if read else None} | more
+
+
+FAULTS = {
+    "loop": _row(_text(10), "loop"),
+    "unfinished": _row(_text(11), "length"),
+    "too_short": _row(_text(12, 19)),
+    "too_long": _row(_text(13, 301)),
+    "repetition": _row("the cat sat on the mat and " * 10),
+    "seed_run": _row(f"{_text(14, 200)} {' '.join(SEED.split()[100:151])}"),
+    "seed_overlap": _row(f"{_text(15, 20)} {' '.join(SECOND.upper().split()[:45])}", read=(0, 1)),
+    "copied": _row(f"{_text(16, 20)} {OTHER.title()}"),
+    "held_out": _row(f"{_text(17, 100)} {' '.join(TEST.split()[:30])}"),
+    "contaminated": _row(f"{_text(18)} {ITEM} {_text(19)}"),
+    "language": _row(f"{GERMAN} {_text(20)}", read=(2,)),
+    "sibling": _row(_edited(CLEAN[0], 40) + " more"),
+    "duplicate": _row(f"{_edited(CLEAN[1], 40)} and more", read=()),
+}
+FILTERS = Filters(max_words=300, same_language=True)
+
+
+def _shards() -> list[list[dict[str, Any]]]:
+    faults = list(FAULTS.values())
+    return [[_row(CLEAN[0]), *faults[:4]], [], [_row(CLEAN[1]), *faults[4:], _row(CLEAN[2], read=())]]
+
+
+def _inputs(folder: Path, shards: list[list[dict[str, Any]]]) -> dict[str, Artifact]:
+    (folder / "set.jsonl").write_text(f'{{"query": "{ITEM}"}}\n')
+    count = len(REAL)
+    real = {"ordinal": range(count), "id": [f"doc-{i}" for i in range(count)], "source": ["here"] * count, "text": REAL}
+    documents = pa.table({name: list(column) for name, column in real.items()})
+    splits = pa.table({"ordinal": list(range(count)), "split": list(SPLITS)})
+    made = {
+        "documents": _artifact(folder / "documents", [documents.slice(0, 3), documents.slice(3)]),
+        "splits": _artifact(folder / "splits", [splits.slice(0, 3), splits.slice(3)]),
+    }
+    output = Output(epath.Path(folder / "screened"), Recipe("screen", 1, {}, {}), "screened")
+    made["screened"] = screen.run(output, **made, evaluations=Evaluations(), execution=Execution())
+    ordinal, tables = 0, []
     for shard in shards:
-        ordinals = list(range(first, first + len(shard)))
-        columns = {"ordinal": ordinals, "id": [f"syn-{i}-0" for i in ordinals], "text": [text for text, _ in shard]}
-        tables.append(pa.table(columns | {"seed": ordinals, "finish": [finish for _, finish in shard]}))
-        first += len(shard)
-    made = {"documents": [real], "splits": [splits], "synthesized": tables}
-    inputs = {name: _artifact(folder / name, content) for name, content in made.items()}
+        rows = [row | {"ordinal": ordinal + place, "id": f"syn-{ordinal + place}"} for place, row in enumerate(shard)]
+        ordinal += len(shard)
+        tables.append(pa.Table.from_pylist(rows, synthetic.SCHEMA))
+    return made | {"synthesized": _artifact(folder / "synthesized", tables)}
+
+
+def _run(folder: Path, shards: list[list[dict[str, Any]]], filters: Filters = FILTERS, output: str = "out") -> Artifact:
+    return _filter(folder, _inputs(folder, shards), filters, output)
+
+
+def _filter(folder: Path, inputs: dict[str, Artifact], filters: Filters = FILTERS, output: str = "out") -> Artifact:
     target = Output(epath.Path(folder / output), Recipe("filter", 1, {}, {}), "filter")
-    return stage.run(target, **inputs, filters=Filters() if filters is None else filters, execution=Execution())
+    sets = Evaluations((str(folder / "set.jsonl"),))
+    return stage.run(target, **inputs, evaluations=sets, filters=filters, execution=Execution())
 
 
-def _finish(reason: str) -> str:
-    return "length" if reason == "unfinished" else "end"
-
-
-def _shards() -> list[list[tuple[str, str]]]:
-    faults = [(text, _finish(reason)) for reason, text in FAULTS.items()]
-    return [[(CLEAN[0], "end"), *faults[:2]], [(CLEAN[1], "end"), *faults[2:], (CLEAN[2], "end")]]
+def _verdicts(artifact: Artifact) -> dict[str, str]:
+    """The verdict on each document by its id."""
+    rows = [*parquet.read(artifact).to_pylist(), *parquet.read(artifact, prefix="rejected").to_pylist()]
+    return {row["id"]: row["verdict"] for row in rows}
 
 
 def test_planted_faults_are_rejected_with_their_reason_and_clean_ones_kept(tmp_path: Path) -> None:
@@ -69,49 +124,167 @@ def test_planted_faults_are_rejected_with_their_reason_and_clean_ones_kept(tmp_p
     accepted = parquet.read(artifact).to_pylist()
     assert [row["text"] for row in accepted] == list(CLEAN)
     assert [row["ordinal"] for row in accepted] == [0, 1, 2]
-    assert [row["seed"] for row in accepted] == [0, 3, 7]  # lineage stays
+    assert [row["id"] for row in accepted] == ["syn-0", "syn-5", "syn-15"]
+    assert [row["seed"] for row in accepted] == [0, 0, None]  # lineage stays
     assert all(row["words"] == 60 and row["repetition"] < 0.05 and row["copied"] == 0 for row in accepted)
     assert {row["rule_version"] for row in accepted} == {stage.VERSION}
     rejected = parquet.read(artifact, prefix="rejected").to_pylist()
-    assert {row["verdict"]: row["text"] for row in rejected} == FAULTS
-    stats = {"documents": 8, "accepted": 3, "bytes": sum(len(text.encode()) for text in CLEAN)}
-    assert artifact.stats == stats | {f"rejected_{reason}": 1 for reason in FAULTS}
+    assert {row["verdict"]: row["text"] for row in rejected} == {name: row["text"] for name, row in FAULTS.items()}
+    assert {name for row in rejected for name, value in row.items() if value is None} <= {
+        *synthetic.SCHEMA.names,  # unknown here
+        *("seed_common", "seed_overlap", "seed_language", "copy_of"),  # without a seed, or without a copy
+    }
+    stats = {"documents": 16, "accepted": 3, "bytes": sum(len(text.encode()) for text in CLEAN), "trimmed": 0}
+    stats |= {f"rejected_{reason}": 1 for reason in FAULTS}
+    assert {name: artifact.stats[name] for name in stats} == stats
+    assert set(stage.REMEDIES) == set(FAULTS)
+    assert not (artifact.path / "scratch").exists()
+
+
+@pytest.mark.parametrize("verdict", [name for name in FAULTS if name != "loop"])
+def test_each_rule_has_a_field_that_lets_its_document_through(tmp_path: Path, verdict: str) -> None:
+    """Guards against a rule that hides behind another, so that its field changes nothing."""
+    loose: dict[str, Any] = {
+        "unfinished": {"unfinished": "keep"},
+        "too_short": {"min_words": 19},
+        "too_long": {"max_words": None},
+        "repetition": {"max_repetition": 1.0},
+        "seed_run": {"max_seed_run": 51},
+        "seed_overlap": {"max_seed_overlap": 0.7, "max_copied": 0.7},
+        "copied": {"max_copied": 1.0},
+        "held_out": {"max_held_out": 0.2},
+        "language": {"same_language": False},
+        "sibling": {"near_sibling": 0.9},
+        "duplicate": {"near_duplicate": 0.9},
+        "contaminated": {},
+    }
+    shards = [[_row(CLEAN[0]), _row(CLEAN[1]), FAULTS[verdict]]]
+    inputs = _inputs(tmp_path, shards)
+    assert _verdicts(_filter(tmp_path, inputs))["syn-2"] == verdict
+    if verdict == "contaminated":
+        (tmp_path / "set.jsonl").write_text('{"query": "another thing that no document has in it at all"}\n')
+    assert _verdicts(_filter(tmp_path, inputs, replace(FILTERS, **loose[verdict]), "loose"))["syn-2"] == "accepted"
 
 
 def test_scores_are_fractions_of_the_document(tmp_path: Path) -> None:
     """Guards the denominators: 80 words hold 68 shingles of 13, 48 of them whole inside the 60 copied words."""
-    artifact = _run(tmp_path, [[(COPY, "end"), (CLEAN[0], "end")]], Filters(max_copied=1.0))
-    assert parquet.read(artifact)["copied"].to_pylist() == pytest.approx([48 / 68, 0])
+    rows = [_row(f"{_text(3, 20)} {' '.join(source.split()[:60])}") for source in (SEED, OTHER, TEST)]
+    unread = _row(rows[0]["text"], read=())
+    made = _run(tmp_path, [[*rows, unread, _row(CLEAN[0])]])
+    scored = {row["id"]: row for part in ("part", "rejected") for row in parquet.read(made, prefix=part).to_pylist()}
+    found = [[scored[f"syn-{i}"][n] for n in ("seed_common", "seed_overlap", "copied", "held_out")] for i in range(5)]
+    share = pytest.approx(48 / 68)
+    assert found[0] == [60, share, share, 0] and found[3] == [None, None, share, 0]
+    assert [row[1:] for row in (found[1], found[2], found[4])] == [[0, share, 0], [0, 0, share], [0, 0, 0]]
+    assert max(found[place][0] for place in (1, 2, 4)) <= 1  # a word that two random texts may share
 
 
-def test_only_the_capped_set_counts_as_a_source_of_copies(tmp_path: Path) -> None:
+def test_documents_that_the_models_never_see_are_no_source_of_copies(tmp_path: Path) -> None:
     """Guards against a filter that looks at documents which the capped arms never see."""
-    assert _run(tmp_path, [[(ORACLE, "end")]]).stats["accepted"] == 1
+    assert _run(tmp_path, [[_row(ORACLE)]]).stats["accepted"] == 1
 
 
-def test_unfinished_documents_can_be_kept(tmp_path: Path) -> None:
-    assert _run(tmp_path, [[(CLEAN[0], "length")]], Filters(unfinished="keep")).stats["accepted"] == 1
+def test_documents_cut_by_length_go_by_the_policy(tmp_path: Path) -> None:
+    sentence = f"{_text(6, 30)} end. "
+    shard = [_row(sentence + _text(7, 9), "length"), _row(_text(8), "length"), _row(sentence.upper() + "X y", "end")]
+    inputs = _inputs(tmp_path, [shard, [_row(CLEAN[0])]])
+    trimmed = _filter(tmp_path, inputs, replace(FILTERS, unfinished="trim", near_sibling=1.0), "trim")
+    rows = parquet.read(trimmed).to_pylist()
+    assert [(row["text"], row["trimmed"]) for row in rows[:1]] == [(sentence.strip(), " " + _text(7, 9))]
+    assert rows[0]["words"] == 31 and trimmed.stats["trimmed"] == 1
+    assert _verdicts(trimmed)["syn-1"] == "unfinished"
+    kept = _filter(tmp_path, inputs, replace(FILTERS, unfinished="keep"), "keep")
+    assert [row["text"] for row in parquet.read(kept).to_pylist()][:2] == [shard[0]["text"], shard[1]["text"]]
+    assert kept.stats["trimmed"] == 0
 
 
-def test_a_resumed_run_gives_the_same_ordinals(tmp_path: Path) -> None:
-    """Guards against ordinals that start again at 0 where shards were skipped."""
-    _run(tmp_path, _shards())
-    folder = tmp_path / "out"
-    before = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
-    for name in ("part-00001.parquet", "rejected-00000.parquet", "manifest.json"):
-        (folder / name).unlink()
-    stats = _run(tmp_path, _shards()).stats
-    assert {path.name: path.read_bytes() for path in folder.glob("*.parquet")} == before
-    assert stats["accepted"] == 3 and stats["rejected_too_short"] == 1
+def test_the_first_of_many_copies_stays_and_those_of_rejected_ones_are_none(tmp_path: Path) -> None:
+    """Guards against copies of what nobody keeps, and against a chain of copies that takes all with it."""
+    words = _words(30, 120)
+    chain = [" ".join(words[start : start + 60]) for start in (0, 20, 40)]  # each half of the next, the third none of 1
+    shards = [
+        [_row(CLEAN[0], "loop"), _row(CLEAN[0]), *(_row(chain[place], read=(place,)) for place in range(2))],
+        [_row(chain[2], read=(2,)), _row(CLEAN[0]), _row(CLEAN[0], read=(1,))],
+    ]
+    artifact = _run(tmp_path, shards)
+    verdicts = list(_verdicts(artifact).items())
+    assert dict(verdicts) == {
+        "syn-0": "loop",
+        "syn-1": "accepted",
+        "syn-2": "accepted",
+        "syn-3": "duplicate",  # of the first of the chain
+        "syn-4": "accepted",  # like the second, which is gone
+        "syn-5": "sibling",
+        "syn-6": "duplicate",
+    }
+    rejected = {row["id"]: row for row in parquet.read(artifact, prefix="rejected").to_pylist()}
+    assert {name: row["copy_of"] for name, row in rejected.items()} == {
+        "syn-0": None,
+        "syn-3": 2,
+        "syn-5": 1,
+        "syn-6": 1,
+    }
+    assert rejected["syn-5"]["sibling"] == 1 and rejected["syn-6"]["duplicate"] == 1
 
 
-def test_a_shard_without_accepted_documents_is_no_obstacle(tmp_path: Path) -> None:
-    artifact = _run(tmp_path, [[("short", "end")], [(CLEAN[0], "end")]])
+class Killed(Exception):
+    """Stands for the death of the process."""
+
+
+@contextmanager
+def _dying(patch: pytest.MonkeyPatch, files: int) -> Iterator[None]:
+    """Ends the process while it writes the last of so many files, that one cut off."""
+    original, left = Output.writing, [files]
+
+    @contextmanager
+    def writing(self: Output, name: str) -> Iterator[Any]:
+        with original(self, name) as file:
+            yield file
+            left[0] -= 1
+            if left[0] == 0:
+                content = Path(file.path).read_bytes()
+                Path(file.path).write_bytes(content[: len(content) // 2])
+                raise Killed
+
+    patch.setattr(Output, "writing", writing)
+    yield
+
+
+def test_a_run_killed_at_every_file_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    """Guards verdicts on copies and ordinals, which depend on all earlier shards, against shards that were skipped."""
+    inputs = _inputs(tmp_path, _shards())
+    whole, deaths, resumed = _filter(tmp_path, inputs), 0, None
+    while resumed is None:
+        assert deaths < 100
+        with pytest.MonkeyPatch.context() as patch, _dying(patch, 2):  # so each life finishes one file
+            try:
+                resumed = _filter(tmp_path, inputs, output="resumed")
+            except Killed:
+                deaths += 1
+    assert deaths > len(whole.files)
+    assert (resumed.files, resumed.stats) == (whole.files, whole.stats)
+    (tmp_path / "resumed" / "part-00002.parquet").unlink()
+    assert _filter(tmp_path, inputs, output="resumed").files == whole.files
+
+
+def test_a_bloom_filter_gives_the_verdicts_of_the_exact_index_and_says_its_error(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, _shards())
+    exact, bloom = (_filter(tmp_path, inputs, replace(FILTERS, index=kind), kind) for kind in ("exact", "bloom"))
+    assert _verdicts(bloom) == _verdicts(exact)
+    assert exact.stats["index_error"] == 0 and 0 < bloom.stats["index_error"] < 0.01
+    assert exact.stats["index_shingles"] == bloom.stats["index_shingles"] == 388 + 88 + 88 + len(ENGLISH.split()) - 12
+
+
+def test_texts_without_words_and_without_seeds_are_no_obstacle(tmp_path: Path) -> None:
+    shards = [[_row(""), _row("… !", read=()), _row("", "length")], [_row(CLEAN[0], read=())]]
+    artifact = _run(tmp_path, shards, replace(FILTERS, min_words=0, unfinished="trim"))
+    verdicts = _verdicts(artifact)
+    assert verdicts == {"syn-0": "too_short", "syn-1": "too_short", "syn-2": "unfinished", "syn-3": "accepted"}
     assert parquet.read(artifact)["ordinal"].to_pylist() == [0]
 
 
 def test_nothing_accepted_says_why_and_which_field_to_loosen(tmp_path: Path) -> None:
-    shard = [(_text(7, 5), "end"), (_text(8, 5), "end"), (_text(9), "length")]
+    shard = [_row(_text(7, 5)), _row(_text(8, 5)), _row(_text(9), "length")]
     with pytest.raises(SbpError, match=r"all 3 .* \(too_short 2, unfinished 1\); lower filters.min_words"):
         _run(tmp_path, [shard])
 
@@ -121,7 +294,8 @@ def test_no_documents_at_all_is_an_error(tmp_path: Path) -> None:
         _run(tmp_path, [[]])
 
 
-def test_repetition_counts_ngrams_that_were_there_before() -> None:
-    assert repetition(words("a b c d A, b; c d")) == pytest.approx(1 / 5)  # abcd bcda cdab dabc abcd
-    assert repetition(words("a b c")) == 0
-    assert repetition(["x"] * 14) == pytest.approx(10 / 11)
+def test_a_missing_evaluation_set_is_an_error_that_names_it(tmp_path: Path) -> None:
+    inputs = _inputs(tmp_path, _shards())
+    (tmp_path / "set.jsonl").unlink()
+    with pytest.raises(SbpError, match="set.jsonl cannot be read .*; check pairs.decontaminate"):
+        _filter(tmp_path, inputs)

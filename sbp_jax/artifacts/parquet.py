@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils import epath
 
 from sbp_jax.artifacts.artifact import Artifact, Writing
 
@@ -24,5 +25,16 @@ def tables(artifact: Artifact, columns: Iterable[str] | None = None, prefix: str
     """One table per shard, in order, its checksum verified."""
     names = None if columns is None else list(columns)
     for path in artifact.shards(".parquet", prefix):
-        with path.open("rb") as stream:
-            yield pq.read_table(stream, columns=names)
+        yield table(path, names)
+
+
+def table(path: epath.Path, columns: Iterable[str] | None = None) -> pa.Table:
+    """One shard, its checksum not verified."""
+    with path.open("rb") as stream:
+        return pq.read_table(stream, columns=None if columns is None else list(columns))
+
+
+def rows(path: epath.Path) -> int:
+    """Rows of one shard."""
+    with path.open("rb") as stream:
+        return pq.ParquetFile(stream).metadata.num_rows

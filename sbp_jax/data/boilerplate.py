@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from sbp_jax.artifacts import Artifact, Output, parquet
+from sbp_jax.data.by_hash import by_hash
 from sbp_jax.data.screened import mapped, save, save_parts
 from sbp_jax.progress import progress
-from sbp_jax.text.shingles import WORDS
+from sbp_jax.text.shingles import WORDS, among
 
-RANGE = 1 << 24  # hashes of one range, on average
 DOCUMENTS = 4096  # documents whose words are laid out at a time
 
 
@@ -52,23 +52,16 @@ def own_shingles(scratch: Output, screened: Artifact, common: int) -> tuple[list
 
 def _boilerplate(scratch: Output, shards: Sequence[np.ndarray], common: int) -> np.ndarray:
     """The hashes in more than `common` documents, sorted."""
+
+    def repeated(hashes: np.ndarray) -> np.ndarray:
+        first = np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1]))) if len(hashes) else np.empty(0, int)
+        return hashes[first][np.diff(first, append=len(hashes)) > common]
+
     for index, hashes in enumerate(shards):
         if not scratch.has(f"sorted-{index:05d}.npy"):
             save(scratch, f"sorted-{index:05d}.npy", np.sort(hashes))
-    ordered = [mapped(scratch.path / f"sorted-{index:05d}.npy") for index in range(len(shards))]
-    ranges = max(1, sum(map(len, shards)) // RANGE)
-    bounds = [(1 << 64) * part // ranges for part in range(1, ranges)]
-    cuts = [np.concatenate(([0], np.searchsorted(part, np.array(bounds, np.uint64)), [len(part)])) for part in ordered]
-    for index in range(ranges):
-        name = f"boilerplate-{index:05d}.npy"
-        if not scratch.has(name):
-            slices = [part[cut[index] : cut[index + 1]] for part, cut in zip(ordered, cuts, strict=True)]
-            hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *slices]))
-            first = (
-                np.flatnonzero(np.concatenate(([True], hashes[1:] != hashes[:-1]))) if len(hashes) else np.empty(0, int)
-            )
-            save(scratch, name, hashes[first][np.diff(first, append=len(hashes)) > common])
-    parts = [mapped(scratch.path / f"boilerplate-{index:05d}.npy") for index in range(ranges)]
+    files = [scratch.path / f"sorted-{index:05d}.npy" for index in range(len(shards))]
+    parts = by_hash(scratch, "boilerplate", files, repeated)
     if not scratch.has("boilerplate.npy"):
         save_parts(scratch, "boilerplate.npy", parts)
     return mapped(scratch.path / "boilerplate.npy")
@@ -84,19 +77,12 @@ def _own(
         counts = np.diff(offsets[start : start + DOCUMENTS + 1])
         # All words in one line, the documents apart by a shingle's length so that no shingle reaches into the next.
         first = np.repeat(np.cumsum(lengths + WORDS) - lengths - WORDS, counts) + places[some]
-        common = _among(hashes[some], boilerplate)
+        common = among(hashes[some], boilerplate)
         edges = np.zeros(int(np.sum(lengths + WORDS)) + 1, np.int64)
         np.add.at(edges, first[common], 1)
         np.add.at(edges, first[common] + WORDS, -1)
         covered = np.concatenate(([0], np.cumsum(np.cumsum(edges) > 0)))
         yield covered[first + WORDS] == covered[first]
-
-
-def _among(hashes: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    if len(ordered) == 0:
-        return np.zeros(len(hashes), bool)
-    places = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
-    return ordered[places] == hashes
 
 
 def _sums(flags: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def overlap(shingles: Shingles, own_counts: np.ndarray, d1_P: np.ndarray, d2_P: 
     counts = np.diff(shingles.offsets)
     has_other = own_counts < counts
     everything_P, own_P = np.zeros(len(d1_P), np.int64), np.zeros(len(d1_P), np.int64)
-    for some in _batches(counts[d1_P] + counts[d2_P]):
+    for some in batches(counts[d1_P] + counts[d2_P]):
         first, which = np.unique(d1_P[some], return_inverse=True)
         pairs_M, in_d1_M, in_d2_M = shared(shingles.gather(first), which, shingles.gather(d2_P[some]))
         own_M = np.ones(len(pairs_M), bool)
@@ -66,7 +66,7 @@ def overlap(shingles: Shingles, own_counts: np.ndarray, d1_P: np.ndarray, d2_P: 
     )
 
 
-def _batches(sizes: np.ndarray) -> Iterator[slice]:
+def batches(sizes: np.ndarray) -> Iterator[slice]:
     """Runs of pairs whose sizes add up to about AT_ONCE."""
     bounds = np.flatnonzero(np.diff(np.cumsum(sizes) // AT_ONCE)) + 1
     for start, end in zip([0, *bounds.tolist()], [*bounds.tolist(), len(sizes)], strict=True):

@@ -7,6 +7,7 @@ file by file, so that a killed run finds what it had finished.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import xxhash
@@ -17,6 +18,7 @@ from sbp_jax.errors import SbpError
 from sbp_jax.text.shared_shingles import Gathered
 
 BATCH = 4096  # records of tokens read at a time
+OPEN = 1024  # files of a `Ragged` that stay mapped
 COLUMNS = np.dtype(
     [
         ("ordinal", "<i8"),
@@ -104,36 +106,51 @@ def _lengths(records: arrayrecord.ArrayRecordDataSource, ordinals: np.ndarray) -
         yield np.array([len(record) // 4 for record in batch], np.int32)
 
 
-class Shingles:
-    """The shingles of all documents, mapped into memory.
+class Ragged:
+    """Arrays of different lengths, one for each of many documents, that lie one after another in the files of shards.
+
+    Files are mapped when they are asked for, and a bounded number at a time.
 
     Attributes:
-      offsets: int64 [documents + 1], where the shingles of each document begin among all of them.
+      offsets: int64 [documents + 1], where the array of each document begins among all of them.
       bases: int64 [shards + 1], where those of each shard begin.
     """
 
-    def __init__(self, screened: Artifact, own: Sequence[np.ndarray]):
-        """Args: the screened documents, and for each shard whether each shingle is its document's own."""
-        self._own = own
-        self._shards = [mapped(path) for path in screened.shards(".npy", "hashes")]
-        offsets = [mapped(path) for path in screened.shards(".npy", "offsets")]
-        self.bases = np.cumsum([0, *map(len, self._shards)])
-        parts = [part[:-1] + base for part, base in zip(offsets, self.bases[:-1], strict=True)]
-        self.offsets = np.concatenate([*parts, self.bases[-1:]])
+    def __init__(self, values: Sequence[epath.Path], offsets: Sequence[epath.Path]):
+        """Args: for each shard the file of its arrays, and of where each of them begins and the last one ends."""
+        parts = [np.array(mapped(path)) for path in offsets]
+        self.bases = np.cumsum([0, *(int(part[-1]) for part in parts)])
+        starts = [part[:-1] + base for part, base in zip(parts, self.bases[:-1], strict=True)]
+        self.offsets = np.concatenate([*starts, self.bases[-1:]])
+        self.shard = lru_cache(OPEN)(lambda shard: mapped(values[shard]))
 
     def gather(self, places: np.ndarray) -> Gathered:
-        """The shingles of the documents at these places, in the order given."""
+        """The arrays of the documents at these places, in the order given."""
         starts, ends = self.offsets[places], self.offsets[places + 1]
         shards = np.searchsorted(self.bases, starts, side="right") - 1
         bases = self.bases[shards]
         views = [
-            self._shards[shard][start:end]
+            self.shard(shard)[start:end]
             for shard, start, end in zip(
                 shards.tolist(), (starts - bases).tolist(), (ends - bases).tolist(), strict=True
             )
             if start < end
         ]
         return Gathered(np.concatenate([np.empty(0, np.uint64), *views]), ends - starts, starts)
+
+
+class Shingles:
+    """The shingles of all documents, mapped into memory.
+
+    Attributes:
+      offsets, bases: where the shingles of each document and of each shard begin, as in `Ragged`.
+    """
+
+    def __init__(self, screened: Artifact, own: Sequence[np.ndarray]):
+        """Args: the screened documents, and for each shard whether each shingle is its document's own."""
+        self._own = own
+        stored = Ragged(screened.shards(".npy", "hashes"), screened.shards(".npy", "offsets"))
+        self.offsets, self.bases, self.gather = stored.offsets, stored.bases, stored.gather
 
     def are_own(self, where: np.ndarray) -> np.ndarray:
         """Whether the shingles at these places among all of them are their document's own, and no boilerplate."""

@@ -16,7 +16,8 @@ from sbp_jax.report.charts import Interval, Series
 from sbp_jax.report.examples import RUN, marked, shortened
 from sbp_jax.report.results import Curve, Results, curve, sample_texts
 from sbp_jax.report.summary import answers
-from sbp_jax.text.repetition import repetition, words
+from sbp_jax.text.repetition import repetition
+from sbp_jax.text.shingles import words
 
 LENGTH_BINS = 16
 PAIRS = 2  # shown of each verdict
@@ -146,9 +147,9 @@ def _quality(results: Results) -> dict[str, Any]:
     columns = ["words", "repetition", "copied"]
     accepted = parquet.read(results.synthetic, columns)
     rejected = list(parquet.tables(results.synthetic, columns, prefix="rejected"))
-    real = [words(text) for text in sample_texts(results.documents, results.splits, "capped")]
+    real = words(list(sample_texts(results.documents, results.splits, "capped")))
     groups = {
-        "real": (np.array([len(found) for found in real]), np.array([repetition(found) for found in real]), None),
+        "real": (np.diff(real.offsets), repetition(real), None),
         "accepted": tuple(accepted[name].to_numpy() for name in columns),
         "rejected": tuple(np.concatenate([[], *(table[name].to_numpy() for table in rejected)]) for name in columns),
     }

@@ -1,28 +1,65 @@
-"""Stage `filter`: which synthetic documents are kept, and why each of the others is not."""
+"""Stage `filter`: which synthetic documents are kept, and why each of the others is not.
 
+The rules, in this order; the first that a document breaks is its verdict:
+
+1. loop: the text went round in a circle (finish = loop).
+2. unfinished: cut by length, and `filters.unfinished` is drop, or is trim and no sentence ends in it. What a trim cuts
+   off is in the row; everything below is measured on what it leaves.
+3. too_short: fewer words than `filters.min_words`, or none at all.
+4. too_long: more words than `filters.max_words`.
+5. repetition: more than `filters.max_repetition` of its 4-word n-grams repeat an earlier one of the document.
+6. seed_run: more than `filters.max_seed_run` words in a row are also in a document that was read for it.
+7. seed_overlap: more than `filters.max_seed_overlap` of its shingles are in the documents that were read for it.
+8. copied: more than `filters.max_copied` of its shingles are in any capped documents.
+9. held_out: more than `filters.max_held_out` of its shingles are in validation or test documents and in no capped one.
+10. contaminated: it holds an item of an evaluation set (`pairs.decontaminate`).
+11. language: `filters.same_language`, and it is in another language than its seed; both are known.
+12. sibling: an earlier document with the same seed has `filters.near_sibling` of the smaller one's shingles, or more.
+13. duplicate: any other earlier document has `filters.near_duplicate` of them.
+
+Shingles are runs of 13 words. The last two rules compare only with earlier documents that no rule rejects. A document
+for which nothing was read has no seed, and rules 6, 7, 11 and 12 do not apply to it.
+"""
+
+import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
+import pyarrow.compute as pc
+from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Filters
-from sbp_jax.data.splits import members, texts
+from sbp_jax.data import earlier_copies
+from sbp_jax.data.references import References, references
+from sbp_jax.data.screened import Ragged, mapped, save
+from sbp_jax.data.synthetic_scores import other_language, score, trim
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
-from sbp_jax.text.repetition import repetition, words
-from sbp_jax.text.shingles import overlap, shingles
+from sbp_jax.text import contamination
 
-VERSION = 2
+VERSION = 3
+ACCEPTED = "accepted"
 REMEDIES = {
+    "loop": "raise synthesis.temperature or synthesis.top_p",
     "unfinished": "raise synthesis.max_new_tokens or set filters.unfinished",
     "too_short": "lower filters.min_words",
+    "too_long": "raise filters.max_words",
     "repetition": "raise filters.max_repetition",
+    "seed_run": "raise filters.max_seed_run",
+    "seed_overlap": "raise filters.max_seed_overlap",
     "copied": "raise filters.max_copied",
-    "duplicate": "raise synthesis.temperature or synthesis.top_p",
+    "held_out": "raise filters.max_held_out",
+    "contaminated": "see contaminated_item in the rejected rows, and pairs.decontaminate",
+    "language": "set filters.same_language to False",
+    "sibling": "raise synthesis.temperature or synthesis.top_p, or filters.near_sibling",
+    "duplicate": "raise synthesis.temperature or synthesis.top_p, or filters.near_duplicate",
 }
+INDEX = "index.json"
+ARRAYS = "shingles", "starts"  # of each shard: see `Ragged`
 
 
 def run(
@@ -31,86 +68,214 @@ def run(
     synthesized: Artifact,
     documents: Artifact,
     splits: Artifact,
+    screened: Artifact,
+    evaluations: contamination.Evaluations,
     filters: Filters,
     execution: Execution,
 ) -> Artifact:
     """Writes accepted documents to part-*, with new dense ordinals, and the others to rejected-*, with their verdict.
 
-    Both keep the lineage and carry the scores: words, repetition, copied.
+    Both keep the lineage and all scores. Memory holds a few bytes for each document, real or synthetic, one shard, and
+    the indexes of real shingles, which are mapped. What is made on the way lies in a folder `scratch`, in which a
+    killed run finds what it had done, and which is deleted at the end.
 
     Raises:
-      SbpError: nothing is accepted.
+      SbpError: nothing is accepted, or a file of an evaluation set cannot be read.
     """
-    index = _capped_shingles(output, documents, splits)
-    seen: set[int] = set()
-    verdicts: Counter[str] = Counter()
-    with progress(output.label, synthesized.rows, "documents") as counter:
-        for shard, table in enumerate(parquet.tables(synthesized)):
-            scored, verdict = _judge(table, index, seen, filters)
-            accepted = scored.filter(verdict == "accepted")
-            first = verdicts["accepted"]
-            ordinals = pa.array(range(first, first + accepted.num_rows), pa.int64())
-            scored = scored.append_column("verdict", pa.array(verdict.tolist(), pa.string()))
-            rejected = scored.filter(verdict != "accepted")
-            accepted = accepted.set_column(accepted.schema.get_field_index("ordinal"), "ordinal", ordinals)
-
-            def write_accepted(writing: Writing, table: pa.Table = accepted) -> None:
-                parquet.write(writing, table)
-                texts = table["text"].to_pylist()
-                writing.stats = {"accepted": table.num_rows, "bytes": sum(len(text.encode()) for text in texts)}
-
-            def write_rejected(writing: Writing, table: pa.Table = rejected) -> None:
-                parquet.write(writing, table)
-                counts = Counter(table["verdict"].to_pylist())
-                writing.stats = {f"rejected_{reason}": counts[reason] for reason in REMEDIES}
-
-            output.shard(shard, ".parquet", write_accepted)
-            output.shard(shard, ".parquet", write_rejected, prefix="rejected")
-            verdicts.update(verdict.tolist())
-            counter.advance(table.num_rows)
-    if not verdicts["accepted"]:
+    shards = len(synthesized.shards(".parquet"))
+    names = [f"{kind}-{index:05d}.parquet" for kind in ("part", "rejected") for index in range(shards)]
+    scratch = Output(output.path / "scratch", output.recipe, output.label)
+    if synthesized.rows and not all(map(output.has, [INDEX, *names])):
+        items = contamination.read(evaluations)
+        compared = references(scratch, documents, splits, screened, _read(scratch, synthesized), filters.index)
+        _score_all(scratch, synthesized, compared, items, filters)
+        _judge_all(output, scratch, synthesized, filters)
+        _write_index(output, compared)
+    verdicts = _verdicts(output, names)
+    scratch.path.rmtree()
+    if not verdicts[ACCEPTED]:
         raise SbpError(_nothing_accepted(output.label, verdicts))
-    return output.finish({"documents": sum(verdicts.values())})
+    index = json.loads((output.path / INDEX).read_text())
+    return output.finish({"documents": synthesized.rows, "rule_version": VERSION} | index)
 
 
-def _capped_shingles(output: Output, documents: Artifact, splits: Artifact) -> np.ndarray:
-    """The shingles of all capped documents: uint64, sorted and unique."""
-    capped = members(splits, "capped")
-    found: list[np.ndarray] = []
-    with progress(f"{output.label}: capped shingles", len(capped), "documents") as counter:
-        for shard in texts(documents, capped):
-            found.append(np.unique(np.concatenate([np.empty(0, np.uint64), *map(shingles, shard)])))
-            counter.advance(len(shard))
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *found]))
+def _read(scratch: Output, synthesized: Artifact) -> np.ndarray:
+    """Ordinals of the real documents that were read for synthetic ones, sorted."""
+    if not scratch.has("read.npy"):
+        found = [np.empty(0, np.int64)]
+        for table in parquet.tables(synthesized, ["conditioning"]):
+            found.append(pc.list_flatten(table["conditioning"].combine_chunks()).unique().to_numpy())
+        save(scratch, "read.npy", np.unique(np.concatenate(found)))
+    return mapped(scratch.path / "read.npy")
 
 
-def _judge(table: pa.Table, index: np.ndarray, seen: set[int], filters: Filters) -> tuple[pa.Table, np.ndarray]:
-    """The documents of a shard with their scores, and the verdict on each; `seen` collects hashes of their texts."""
-    lengths, repetitions, copies, verdicts = [], [], [], []
-    for text, finish in zip(table["text"].to_pylist(), table["finish"].to_pylist(), strict=True):
-        found, hashes = words(text), shingles(text)
-        digest = xxhash.xxh3_128_intdigest(text.encode())
-        lengths.append(len(found))
-        repetitions.append(repetition(found))
-        copies.append(overlap(hashes, index) / max(len(hashes), 1))
-        faults = {
-            "unfinished": finish == "length" and filters.unfinished != "keep",
-            "too_short": lengths[-1] < filters.min_words,
-            "repetition": repetitions[-1] > filters.max_repetition,
-            "copied": copies[-1] > filters.max_copied,
-            "duplicate": digest in seen,
-        }
-        verdicts.append(next((reason for reason, found in faults.items() if found), "accepted"))
-        seen.add(digest)
-    scores = {
-        "words": pa.array(lengths, pa.int32()),
-        "repetition": pa.array(repetitions, pa.float32()),
-        "copied": pa.array(copies, pa.float32()),
-        "rule_version": pa.array([VERSION] * len(verdicts), pa.int32()),
+def _score_all(
+    scratch: Output, synthesized: Artifact, compared: References, items: contamination.Items, filters: Filters
+) -> None:
+    """Writes for each shard the scores with the verdict by rules 1 to 11, the shingles, and their sketches."""
+    first = 0
+    with progress(f"{scratch.label}: scores", synthesized.rows, "documents") as counter:
+        for index, path in enumerate(synthesized.shards(".parquet")):
+            shingles, starts, sketches = (f"{kind}-{index:05d}.npy" for kind in (*ARRAYS, "sketches"))
+            if all(map(scratch.has, (shingles, starts, sketches, f"scored-{index:05d}.parquet"))):
+                counter.skip(count := parquet.rows(path))
+                first += count
+                continue
+            table = parquet.table(path, ["text", "finish", "conditioning", "seed"])
+            kept, removed = _trimmed(table, filters)
+            scored = score(kept, table["conditioning"].to_pylist(), compared, items)
+            verdicts = _verdict(scored.rows, table["finish"].to_pylist(), kept, filters)
+            save(scratch, shingles, scored.shingles)
+            save(scratch, starts, np.concatenate(([0], np.cumsum(scored.counts))))
+            sketched = scored.shingles, scored.counts, verdicts == ACCEPTED
+            earlier_copies.save_sketches(scratch, sketches, first, *sketched)
+            rows = pa.table({"trimmed": pa.array(removed, pa.string()), "seed": table["seed"]})
+            for name in scored.rows.schema.names:
+                rows = rows.append_column(name, scored.rows[name])
+            rows = rows.append_column("verdict", pa.array(verdicts.tolist(), pa.string()))
+
+            def write(writing: Writing, rows: pa.Table = rows) -> None:
+                parquet.write(writing, rows)
+
+            scratch.shard(index, ".parquet", write, prefix="scored")
+            counter.advance(table.num_rows)
+            first += table.num_rows
+
+
+def _trimmed(table: pa.Table, filters: Filters) -> tuple[list[str], list[str]]:
+    """The texts as they are kept, and what was cut off."""
+    both = zip(table["text"].to_pylist(), table["finish"].to_pylist(), strict=True)
+    pairs = [trim(text, finish, filters.unfinished) for text, finish in both]
+    return [kept for kept, _ in pairs], [removed for _, removed in pairs]
+
+
+def _verdict(rows: pa.Table, finish: list[str], texts: list[str], filters: Filters) -> np.ndarray:
+    """The verdict on each document by every rule but the last two."""
+    ends = np.array(finish, np.str_)
+    scores: dict[str, Any] = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.schema.names}
+    run, overlap = (np.nan_to_num(scores[name].astype(np.float64)) for name in ("seed_common", "seed_overlap"))
+    cut = (ends == "length") & (filters.unfinished != "keep")
+    rules = {
+        "loop": ends == "loop",
+        "unfinished": cut & (np.array([not text for text in texts], bool) | (filters.unfinished == "drop")),
+        "too_short": scores["words"] < max(filters.min_words, 1),
+        "too_long": scores["words"] > (np.inf if filters.max_words is None else filters.max_words),
+        "repetition": scores["repetition"] > np.float32(filters.max_repetition),
+        "seed_run": run > filters.max_seed_run,
+        "seed_overlap": overlap.astype(np.float32) > np.float32(filters.max_seed_overlap),
+        "copied": scores["copied"] > np.float32(filters.max_copied),
+        "held_out": scores["held_out"] > np.float32(filters.max_held_out),
+        "contaminated": scores["contaminated_by"] != "",
+        "language": other_language(rows) & filters.same_language,
     }
-    for name, column in scores.items():
-        table = table.append_column(name, column)
-    return table, np.array(verdicts, np.str_)
+    return np.select(list(rules.values()), list(rules), ACCEPTED).astype("<U16")
+
+
+def _judge_all(output: Output, scratch: Output, synthesized: Artifact, filters: Filters) -> None:
+    """Finds copies of earlier documents and writes the shards that are missing."""
+    paths = synthesized.shards(".parquet")
+    scored = [scratch.path / f"scored-{index:05d}.parquet" for index in range(len(paths))]
+    seeds, stays = _seeds_and_passing(scored)
+    bounds = np.cumsum([0, *map(parquet.rows, paths)])
+    stored = Ragged(*([scratch.path / f"{kind}-{index:05d}.npy" for index in range(len(paths))] for kind in ARRAYS))
+    sketches = [f"sketches-{index:05d}.npy" for index in range(len(paths))]
+    copies = earlier_copies.save_copies(scratch, sketches, stored, bounds)
+    first = 0
+    with progress(output.label, synthesized.rows, "documents") as counter:
+        for index, path in enumerate(paths):
+            rows = slice(int(bounds[index]), int(bounds[index + 1]))
+            found = mapped(scratch.path / copies[index])
+            earlier = earlier_copies.judge(found, rows, seeds, stays, (filters.near_sibling, filters.near_duplicate))
+            if all(output.has(f"{kind}-{index:05d}.parquet") for kind in ("part", "rejected")):
+                counter.skip(rows.stop - rows.start)
+            else:
+                scores = parquet.table(scored[index])
+                copied = _copied(scores, earlier, seeds, rows)
+                _write(output, index, _joined(parquet.table(path), copied), first)
+                counter.advance(rows.stop - rows.start)
+            first += int(np.count_nonzero(stays[rows]))
+
+
+def _seeds_and_passing(scored: list[epath.Path]) -> tuple[np.ndarray, np.ndarray]:
+    """The seed of each document, -1 where there is none, and whether it breaks none of rules 1 to 11."""
+    seeds, passing = [], []
+    for path in scored:
+        table = parquet.table(path, ["seed", "verdict"])
+        seeds.append(table["seed"].fill_null(-1).to_numpy())
+        passing.append(pc.equal(table["verdict"], ACCEPTED).to_numpy())
+    return np.concatenate(seeds), np.concatenate(passing)
+
+
+def _copied(scores: pa.Table, earlier: earlier_copies.Earlier, seeds: np.ndarray, rows: slice) -> pa.Table:
+    """The scores with those of the last two rules, and the final verdict."""
+    verdicts = scores["verdict"].to_numpy(zero_copy_only=False).astype("<U16")
+    copies = (earlier.of_R >= 0) & (verdicts == ACCEPTED)
+    siblings = (seeds[earlier.of_R] == seeds[rows]) & (seeds[rows] >= 0)
+    verdicts[copies] = np.where(siblings, "sibling", "duplicate")[copies]
+    columns = {
+        "sibling": pa.array(earlier.sibling_R),
+        "duplicate": pa.array(earlier.duplicate_R),
+        "copy_of": pa.array(earlier.of_R, mask=earlier.of_R < 0),
+        "verdict": pa.array(verdicts.tolist(), pa.string()),
+        "rule_version": pa.array(np.full(len(verdicts), VERSION, np.int32)),
+    }
+    for name, column in columns.items():
+        place = scores.schema.get_field_index(name)
+        scores = scores.append_column(name, column) if place < 0 else scores.set_column(place, name, column)
+    return scores
+
+
+def _joined(table: pa.Table, scores: pa.Table) -> pa.Table:
+    """The documents as they are kept, with their scores."""
+    both = zip(table["text"].to_pylist(), scores["trimmed"].to_pylist(), strict=True)
+    kept = [text[: len(text) - len(removed)] for text, removed in both]
+    table = table.set_column(table.schema.get_field_index("text"), "text", pa.array(kept, pa.string()))
+    for name in scores.schema.names:
+        if name not in table.schema.names:
+            table = table.append_column(name, scores[name])
+    return table
+
+
+def _write(output: Output, index: int, table: pa.Table, first: int) -> None:
+    """Writes the accepted documents of a shard, with ordinals from `first` on, and the rejected ones."""
+    is_accepted = pc.equal(table["verdict"], ACCEPTED)
+    accepted, rejected = table.filter(is_accepted), table.filter(pc.invert(is_accepted))
+    ordinals = pa.array(range(first, first + accepted.num_rows), pa.int64())
+    accepted = accepted.set_column(table.schema.get_field_index("ordinal"), "ordinal", ordinals)
+
+    def write_accepted(writing: Writing) -> None:
+        parquet.write(writing, accepted)
+        size = pc.sum(pc.binary_length(accepted["text"])).as_py() or 0
+        trimmed = int(np.count_nonzero(pc.not_equal(accepted["trimmed"], "").to_numpy()))
+        writing.stats = {"accepted": accepted.num_rows, "bytes": size, "trimmed": trimmed}
+
+    def write_rejected(writing: Writing) -> None:
+        parquet.write(writing, rejected)
+        counts = Counter(rejected["verdict"].to_pylist())
+        writing.stats = {f"rejected_{reason}": counts[reason] for reason in REMEDIES}
+
+    output.shard(index, ".parquet", write_accepted)
+    output.shard(index, ".parquet", write_rejected, prefix="rejected")
+
+
+def _write_index(output: Output, compared: References) -> None:
+    """Writes what the real documents were looked up in; the statistics read it back."""
+    if not output.has(INDEX):
+        with output.writing(INDEX) as writing:
+            capped, held_out = compared.capped, compared.held_out
+            kind = "bloom" if capped.hashes is None else "exact"
+            found = {"index": kind, "index_shingles": capped.shingles, "index_shingles_held_out": held_out.shingles}
+            wrong = {"index_error": capped.false_positives, "index_error_held_out": held_out.false_positives}
+            writing.path.write_text(json.dumps(found | wrong, indent=1))
+
+
+def _verdicts(output: Output, names: list[str]) -> Counter[str]:
+    """Counts over all shards, read back from the files, since some may be an earlier run's."""
+    counts: Counter[str] = Counter()
+    for name in filter(output.has, names):
+        for entry in parquet.table(output.path / name, ["verdict"])["verdict"].value_counts().to_pylist():
+            counts[entry["values"]] += entry["counts"]
+    return counts
 
 
 def _nothing_accepted(label: str, verdicts: Counter[str]) -> str:

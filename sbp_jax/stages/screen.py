@@ -4,19 +4,16 @@ Its words, language, source, the item of an evaluation set that it holds, and it
 memory. Boilerplate is a matter of the whole corpus and of `pairs.common`: the stage `pairs` finds it.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pyarrow as pa
-from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
-from sbp_jax.config import NOT_IN_RECIPE, Execution
+from sbp_jax.config import Execution
 from sbp_jax.data.screened import save
-from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 from sbp_jax.text import contamination
+from sbp_jax.text.contamination import Evaluations
 from sbp_jax.text.language import language
 from sbp_jax.text.shingles import shingles_of, words
 
@@ -36,16 +33,6 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Evaluations:
-    """The sets that the documents are checked against; in the recipe by their content."""
-
-    paths: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)  # JSON Lines, plain or .gz
-
-    def files(self) -> list[epath.Path]:
-        return [epath.Path(path).expanduser() for path in self.paths]
-
-
 def run(
     output: Output, *, documents: Artifact, splits: Artifact, evaluations: Evaluations, execution: Execution
 ) -> Artifact:
@@ -57,13 +44,7 @@ def run(
     Raises:
       SbpError: a file of an evaluation set that cannot be read, or holds no item that could be found.
     """
-    items = contamination.Items(evaluations.files())
-    if evaluations.paths and items.items == items.too_short:
-        raise SbpError(
-            f"none of the {items.items:,} items in pairs.decontaminate ({', '.join(evaluations.paths)}) is long enough"
-            " to be looked for; name JSON Lines files whose records hold the items' texts"
-        )
-
+    items = contamination.read(evaluations)
     with progress(output.label, documents.rows, "documents") as counter:
         shards = zip(
             parquet.tables(documents, ["ordinal", "source", "text"]), parquet.tables(splits, ["split"]), strict=True

@@ -24,13 +24,14 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from sbp_jax.config import NOT_IN_RECIPE
 from sbp_jax.errors import SbpError
 from sbp_jax.text.shingles import WORD, WORDS, Words, rolled, words
 
@@ -44,6 +45,16 @@ SHOWN = 80  # characters of a text in the evidence
 ANSWERS = ("answer", "a", "the answer is")  # what may stand between a question and its answer
 _BLANK = re.compile(r"(?<!\w)_+(?!\w)")
 _LABELS = re.compile(r"^\s*(question|q)\s*:|\b(answer|a)\s*:\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The sets that documents are checked against; in a recipe by their content."""
+
+    paths: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)  # JSON Lines, plain or .gz
+
+    def files(self) -> list[epath.Path]:
+        return [epath.Path(path).expanduser() for path in self.paths]
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,21 @@ class Items:
                 if np.array_equal(documents.hashes_W[start:end], whole):
                     hits.setdefault(int(owners[start]), self._texts[number])
         return hits
+
+
+def read(evaluations: Evaluations) -> Items:
+    """The items of the sets.
+
+    Raises:
+      SbpError: a file that cannot be read, or sets that hold no item which could be found.
+    """
+    items = Items(evaluations.files())
+    if evaluations.paths and items.items == items.too_short:
+        raise SbpError(
+            f"none of the {items.items:,} items in pairs.decontaminate ({', '.join(evaluations.paths)}) is long enough"
+            " to be looked for; name JSON Lines files whose records hold the items' texts"
+        )
+    return items
 
 
 class _Table:

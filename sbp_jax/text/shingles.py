@@ -97,6 +97,26 @@ def shingles_of(found: Words, length: int = WORDS) -> Iterator[tuple[np.ndarray,
             yield whole, np.zeros(len(whole), np.int64)
 
 
+def shingle_sets(found: Words, length: int = WORDS) -> tuple[np.ndarray, np.ndarray]:
+    """The shingles of all texts, those of each sorted and unique, without their places.
+
+    Returns:
+      uint64 [n], one text after another, and int64 [texts], how many each has.
+    """
+    sums = rolled(found.hashes_W, length)
+    pieces, bounds = [np.empty(0, np.uint64)], found.offsets.tolist()
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        whole = end - start >= length
+        piece = sums[start : end - length + 1] if whole else rolled(found.hashes_W[start:end], max(end - start, 1))
+        piece.sort()
+        pieces.append(piece)
+    hashes = np.concatenate(pieces)
+    owners = np.repeat(np.arange(len(bounds) - 1), [len(piece) for piece in pieces[1:]])
+    first = np.ones(len(hashes), bool)
+    first[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    return hashes[first], np.bincount(owners[first], minlength=len(bounds) - 1)
+
+
 def shingles(text: str, length: int = WORDS) -> np.ndarray:
     """Hashes of the word n-grams of a text.
 
@@ -116,10 +136,7 @@ def shingles(text: str, length: int = WORDS) -> np.ndarray:
 def overlap(a: np.ndarray, b: np.ndarray) -> int:
     """Number of shingles in both of two sorted unique arrays."""
     few, many = (a, b) if len(a) <= len(b) else (b, a)
-    if len(few) == 0:
-        return 0
-    places = np.minimum(np.searchsorted(many, few), len(many) - 1)
-    return int(np.count_nonzero(many[places] == few))
+    return int(np.count_nonzero(among(few, many)))
 
 
 def containment(a: np.ndarray, b: np.ndarray) -> float:
@@ -131,6 +148,23 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     """Shared shingles over all shingles of two sets; 0 if both are empty."""
     shared = overlap(a, b)
     return shared / max(len(a) + len(b) - shared, 1)
+
+
+def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Whether each value is in a sorted array, bool."""
+    if len(ordered) == 0:
+        return np.zeros(len(values), bool)
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+
+
+@cache
+def powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first powers of an odd base and of its inverse, modulo 2^64, from the zeroth on."""
+    growing, inverses = (
+        np.cumprod(np.full(count, base, np.uint64)) * np.uint64(pow(base, -1, 1 << 64))
+        for base in (BASE, pow(BASE, -1, 1 << 64))
+    )
+    return growing, inverses
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
@@ -167,8 +201,8 @@ def _hash_pieces(
     joined_C = inside_C[:-1] & inside_C[1:] & ~(alone_C[:-1] | alone_C[1:])  # to the next character, in one word
     starts_W = np.flatnonzero(inside_C & ~np.concatenate(([False], joined_C)))
     ends_W = np.flatnonzero(inside_C & ~np.concatenate((joined_C, [False]))) + 1
-    powers, inverses = _powers(1 << max(len(codes_C) - 1, 1).bit_length())
-    sums_C = np.concatenate(([np.uint64(0)], np.cumsum(weights[codes_C] * powers[: len(codes_C)])))
+    growing, inverses = powers(1 << max(len(codes_C) - 1, 1).bit_length())
+    sums_C = np.concatenate(([np.uint64(0)], np.cumsum(weights[codes_C] * growing[: len(codes_C)])))
     hashes.append(mixed((sums_C[ends_W] - sums_C[starts_W]) * inverses[starts_W]))
     letters_C = np.concatenate(([0], np.cumsum(kinds_C >= LETTER)))
     lettered.append(letters_C[ends_W] > letters_C[starts_W])
@@ -185,16 +219,6 @@ def _characters() -> tuple[np.ndarray, np.ndarray]:
     alone = np.fromiter((match.start() for match in _ALONE.finditer(every)), np.int64)
     kinds[alone] = np.where(kinds[alone] == OUTSIDE, OUTSIDE, ALONE)
     return kinds, mixed(np.arange(CODES, dtype=np.uint64))
-
-
-@cache
-def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first powers of the base and of its inverse, modulo 2^64."""
-    bases = (BASE, pow(BASE, -1, 1 << 64))
-    powers, inverses = (
-        np.cumprod(np.full(count, base, np.uint64)) * np.uint64(pow(base, -1, 1 << 64)) for base in bases
-    )
-    return powers, inverses
 
 
 @cache
