@@ -87,16 +87,17 @@ def run(
     scratch = Output(output.path / "scratch", output.recipe, output.label)
     if synthesized.rows and not all(map(output.has, [INDEX, *names])):
         items = contamination.read(evaluations)
-        compared = references(scratch, documents, splits, screened, _read(scratch, synthesized), filters.index)
+        # A run that goes on elsewhere keeps to the kind of index that was begun with.
+        kind = _index(output)["index"] if output.has(INDEX) else filters.index
+        compared = references(scratch, documents, splits, screened, _read(scratch, synthesized), kind)
+        _write_index(output, compared)
         _score_all(scratch, synthesized, compared, items, filters)
         _judge_all(output, scratch, synthesized, filters)
-        _write_index(output, compared)
     verdicts = _verdicts(output, names)
     scratch.path.rmtree()
     if not verdicts[ACCEPTED]:
         raise SbpError(_nothing_accepted(output.label, verdicts))
-    index = json.loads((output.path / INDEX).read_text())
-    return output.finish({"documents": synthesized.rows, "rule_version": VERSION} | index)
+    return output.finish({"documents": synthesized.rows, "rule_version": VERSION} | _index(output))
 
 
 def _read(scratch: Output, synthesized: Artifact) -> np.ndarray:
@@ -267,6 +268,10 @@ def _write_index(output: Output, compared: References) -> None:
             found = {"index": kind, "index_shingles": capped.shingles, "index_shingles_held_out": held_out.shingles}
             wrong = {"index_error": capped.false_positives, "index_error_held_out": held_out.false_positives}
             writing.path.write_text(json.dumps(found | wrong, indent=1))
+
+
+def _index(output: Output) -> dict[str, Any]:
+    return json.loads((output.path / INDEX).read_text())
 
 
 def _verdicts(output: Output, names: list[str]) -> Counter[str]:
