@@ -91,8 +91,8 @@ def each(
     conditioning = [[[seed] for seed in batch] for batch in batches(seeds)]
 
     def scores() -> None:
-        for batch, read_for in zip(batches(texts), conditioning, strict=True):
-            score(batch, read_for, made, items)
+        for batch, own, read_for in zip(batches(texts), batches(seeds), conditioning, strict=True):
+            score(batch, own, read_for, made, items)
 
     parts: dict[str, Callable[[], object]] = {
         "words, hashed": lambda: [words(batch) for batch in batches(texts)],

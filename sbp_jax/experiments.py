@@ -203,7 +203,11 @@ def check(experiment: Experiment) -> None:
     }
     for name, (chosen, possible) in choices.items():
         _demand(chosen in possible, f"{name} is {chosen}; it may be {', '.join(possible[:-1])} or {possible[-1]}")
-    embedding, pairs = experiment.embedding, experiment.pairs
+    embedding, pairs, filters = experiment.embedding, experiment.pairs, experiment.filters
+    _demand(
+        filters.max_words is None or filters.min_words <= filters.max_words,
+        f"filters.min_words ({filters.min_words}) is above filters.max_words ({filters.max_words}): nothing is kept",
+    )
     _demand(
         not (embedding.whiten and embedding.vectors),
         "embedding.whiten is for the vectors of a model; whiten those in embedding.vectors before they are given",

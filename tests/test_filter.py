@@ -56,7 +56,7 @@ def _artifact(path: Path, tables: list[pa.Table]) -> Artifact:
 
 def _row(text: str, finish: str = "end", read: tuple[int, ...] = (0,), **more: Any) -> dict[str, Any]:
     """A synthetic document; the rest of its columns say nothing."""
-    seed = {"seed": read[0], "seed_id": f"doc-{read[0]}"} if read else {}
+    seed = {"seed": read[0]} if read else {}
     return seed | {"text": text, "finish": finish, "conditioning": list(read) if read else None} | more
 
 
@@ -71,7 +71,7 @@ FAULTS = {
     "copied": _row(f"{_text(16, 20)} {OTHER.title()}"),
     "held_out": _row(f"{_text(17, 100)} {' '.join(TEST.split()[:30])}"),
     "contaminated": _row(f"{_text(18)} {ITEM} {_text(19)}"),
-    "language": _row(f"{GERMAN} {_text(20)}", read=(2,)),
+    "language": _row(f"{GERMAN} {_text(20)}", read=(3, 2), seed=2),
     "sibling": _row(_edited(CLEAN[0], 40) + " more"),
     "duplicate": _row(f"{_edited(CLEAN[1], 40)} and more", read=()),
 }

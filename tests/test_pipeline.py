@@ -218,6 +218,9 @@ def test_the_papers_configs_give_the_papers_numbers(name, synthetic, epochs, par
         ("name=../../elsewhere", "must be letters, digits"),
         ("arms.sbp.name=a/b", "must be letters, digits"),
         ("synthesis.seed=-1", "must lie between 0"),
+        ("filters.near_sibling=0", "filters.near_sibling is 0; at 0 every document is a copy"),
+        ("filters.max_words=10", "min_words .20. is above filters.max_words .10."),
+        ("filters.index=minhash", "it may be exact, bloom or auto"),
         ("corpus.paths=", "corpus.paths is empty"),
     ],
 )

@@ -15,7 +15,7 @@ from sbp_jax.data.screened import Ragged, mapped, save
 from sbp_jax.data.shingle_index import ShingleIndex, build, is_exact
 from sbp_jax.progress import progress
 from sbp_jax.text.language import UNDETERMINED
-from sbp_jax.text.shingles import shingle_sets, words
+from sbp_jax.text.shingles import among, shingle_sets, words
 
 BATCH = 256  # documents whose words are hashed at a time
 HELD_OUT = ("validation", "test")
@@ -72,7 +72,7 @@ def _hash(scratch: Output, documents: Artifact, splits: Artifact, read: np.ndarr
             if all(map(scratch.has, names)):
                 continue
             table, split = parquet.table(path, ["ordinal", "text"]), parquet.table(split_path, ["split"])
-            was_read = np.isin(table["ordinal"].to_numpy(), read)
+            was_read = among(table["ordinal"].to_numpy(), read)
             hashes, counts = _words(table["text"], was_read)
             save(scratch, names[0], hashes)
             save(scratch, names[1], np.concatenate(([0], np.cumsum(counts))))

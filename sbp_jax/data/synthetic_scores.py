@@ -47,12 +47,17 @@ class Scored:
 
 
 def score(
-    texts: list[str], conditioning: list[list[int] | None], references: References, items: contamination.Items
+    texts: list[str],
+    seeds: list[int | None],
+    conditioning: list[list[int] | None],
+    references: References,
+    items: contamination.Items,
 ) -> Scored:
     """Scores documents.
 
     Args:
       texts: as they are to be kept.
+      seeds: ordinal of the seed of each; None where there is none.
       conditioning: ordinals of the real documents that were read for each; None or empty where nothing was.
       items: of evaluation sets.
     """
@@ -62,6 +67,10 @@ def score(
         found = words(some)
         sets = shingle_sets(found)
         columns = _columns(some, found, sets, [read or [] for read in conditioning[start : start + BATCH]], references)
+        columns["seed_language"] = [
+            None if seed is None else references.language_names[references.languages[seed]]
+            for seed in seeds[start : start + BATCH]
+        ]
         hits = items.search(found)
         held = [hits.get(number) for number in range(len(some))]
         columns["contaminated_by"] = [item.file if item else "" for item in held]
@@ -94,15 +103,11 @@ def _columns(
     most = np.maximum(counts, 1)
     seeded = np.array([bool(read) for read in conditioning], bool)
     shared = in_common_with_seeds(found, conditioning, references)
-    seed_languages = [
-        references.language_names[references.languages[read[0]]] if read else None for read in conditioning
-    ]
     return {
         "words": np.diff(found.offsets),
         **{name: repetition(found, length) for name, length in LENGTHS.items()},
         "seed_common": pa.array(shared.longest_T, pa.int32(), mask=~seeded),
         "seed_overlap": pa.array((shared.shingles_T / most).astype(np.float32), mask=~seeded),
-        "seed_language": seed_languages,
         "copied": (np.bincount(owners[known], minlength=len(texts)) / most).astype(np.float32),
         "held_out": (np.bincount(owners[held_out], minlength=len(texts)) / most).astype(np.float32),
         "language": list(map(language, texts)),

@@ -124,7 +124,7 @@ def _score_all(
                 continue
             table = parquet.table(path, ["text", "finish", "conditioning", "seed"])
             kept, removed = _trimmed(table, filters)
-            scored = score(kept, table["conditioning"].to_pylist(), compared, items)
+            scored = score(kept, table["seed"].to_pylist(), table["conditioning"].to_pylist(), compared, items)
             verdicts = _verdict(scored.rows, table["finish"].to_pylist(), kept, filters)
             save(scratch, shingles, scored.shingles)
             save(scratch, starts, np.concatenate(([0], np.cumsum(scored.counts))))
