@@ -41,7 +41,7 @@ ENGLISH = (
 ITEM = "which of these planets is the largest one in the solar system by far"
 # Real documents: seeds 0 to 2, another capped one, then those that are not capped.
 SEED, SECOND, FLUENT, OTHER = _text(100, 400), _text(101, 100), ENGLISH, _text(102, 100)
-ORACLE, TEST, VALIDATION = _text(103), _text(104), _text(105)
+ORACLE, TEST, VALIDATION = _text(103), _text(104), f"{_text(105)} {' '.join(OTHER.split()[:50])}"
 REAL = (SEED, SECOND, FLUENT, OTHER, ORACLE, TEST, VALIDATION)
 SPLITS = ("capped", "capped", "capped", "capped", "oracle", "test", "validation")
 CLEAN = (_text(0), _text(1), _text(2))
@@ -179,6 +179,14 @@ def test_scores_are_fractions_of_the_document(tmp_path: Path) -> None:
     assert max(found[place][0] for place in (1, 2, 4)) <= 1  # a word that two random texts may share
 
 
+def test_text_that_a_capped_document_has_too_is_not_held_out(tmp_path: Path) -> None:
+    """Guards against rejecting what every arm has seen anyway."""
+    copy = _row(f"{_text(3, 100)} {' '.join(OTHER.split()[:40])}")
+    made = _run(tmp_path, [[copy]], replace(FILTERS, max_held_out=0.0))
+    (row,) = parquet.read(made).to_pylist()
+    assert row["held_out"] == 0 and row["copied"] == pytest.approx(28 / 128)
+
+
 def test_documents_that_the_models_never_see_are_no_source_of_copies(tmp_path: Path) -> None:
     """Guards against a filter that looks at documents which the capped arms never see."""
     assert _run(tmp_path, [[_row(ORACLE)]]).stats["accepted"] == 1
@@ -199,32 +207,32 @@ def test_documents_cut_by_length_go_by_the_policy(tmp_path: Path) -> None:
 
 
 def test_the_first_of_many_copies_stays_and_those_of_rejected_ones_are_none(tmp_path: Path) -> None:
-    """Guards against copies of what nobody keeps, and against a chain of copies that takes all with it."""
+    """Guards against copies of what nobody keeps, chains that take all with them, and first ones that hide others."""
     words = _words(30, 120)
     chain = [" ".join(words[start : start + 60]) for start in (0, 20, 40)]  # each half of the next, the third none of 1
     shards = [
-        [_row(CLEAN[0], "loop"), _row(CLEAN[0]), *(_row(chain[place], read=(place,)) for place in range(2))],
-        [_row(chain[2], read=(2,)), _row(CLEAN[0]), _row(CLEAN[0], read=(1,))],
+        [*(_row(CLEAN[0], "loop") for _ in range(4)), _row(CLEAN[0]), _row(chain[0])],
+        [_row(chain[1], read=(1,)), _row(chain[2], read=(2,)), _row(CLEAN[0]), _row(CLEAN[0], read=(1,))],
+        [_row(" ".join(words[40:80]), read=(3,)), _row(CLEAN[1], read=()), _row(CLEAN[1], read=())],
     ]
     artifact = _run(tmp_path, shards)
-    verdicts = list(_verdicts(artifact).items())
-    assert dict(verdicts) == {
-        "syn-0": "loop",
-        "syn-1": "accepted",
-        "syn-2": "accepted",
-        "syn-3": "duplicate",  # of the first of the chain
-        "syn-4": "accepted",  # like the second, which is gone
-        "syn-5": "sibling",
-        "syn-6": "duplicate",
+    assert _verdicts(artifact) == {
+        **{f"syn-{place}": "loop" for place in range(4)},
+        "syn-4": "accepted",
+        "syn-5": "accepted",
+        "syn-6": "duplicate",  # of the first of the chain
+        "syn-7": "accepted",  # like the second, which is gone
+        "syn-8": "sibling",
+        "syn-9": "duplicate",
+        "syn-10": "duplicate",  # inside the second and the third
+        "syn-11": "accepted",
+        "syn-12": "duplicate",  # two without a seed are no siblings
     }
     rejected = {row["id"]: row for row in parquet.read(artifact, prefix="rejected").to_pylist()}
-    assert {name: row["copy_of"] for name, row in rejected.items()} == {
-        "syn-0": None,
-        "syn-3": 2,
-        "syn-5": 1,
-        "syn-6": 1,
-    }
-    assert rejected["syn-5"]["sibling"] == 1 and rejected["syn-6"]["duplicate"] == 1
+    of = {name: row["copy_of"] for name, row in rejected.items() if row["verdict"] != "loop"}
+    assert of == {"syn-6": 5, "syn-8": 4, "syn-9": 4, "syn-10": 7, "syn-12": 11}
+    assert rejected["syn-8"]["sibling"] == 1 and rejected["syn-9"]["duplicate"] == 1
+    assert all(rejected[f"syn-{place}"]["sibling"] == 0 for place in range(4))
 
 
 class Killed(Exception):

@@ -8,7 +8,7 @@ import pytest
 
 from sbp_jax.artifacts import parquet
 from sbp_jax.config import Pairs
-from sbp_jax.data import boilerplate, by_target, pair_evidence
+from sbp_jax.data import boilerplate, by_hash, by_target, pair_evidence
 from sbp_jax.errors import SbpError
 from tests.test_pairs import Corpus, sentence
 from tests.test_screen import ENGLISH, GERMAN, Killed, dying
@@ -164,7 +164,7 @@ def test_what_is_done_range_by_range_is_what_is_done_at_once(tmp_path, monkeypat
     whole = corpus.pairs(RULES, 400, "whole")
     assert min(whole.stats[name] for name in ("accepted", "near_duplicate", "hub", "same_source", "too_distant")) > 0
     monkeypatch.setattr(by_target, "RANGE", 7)
-    monkeypatch.setattr(boilerplate, "RANGE", 100)
+    monkeypatch.setattr(by_hash, "RANGE", 100)
     monkeypatch.setattr(boilerplate, "DOCUMENTS", 3)
     monkeypatch.setattr(pair_evidence, "AT_ONCE", 500)
     cut = corpus.pairs(RULES, 400, "cut")
