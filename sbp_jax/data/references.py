@@ -77,8 +77,8 @@ def _hash(scratch: Output, documents: Artifact, splits: Artifact, read: np.ndarr
             save(scratch, names[0], hashes)
             save(scratch, names[1], np.concatenate(([0], np.cumsum(counts))))
             held = np.isin(split["split"].to_numpy(zero_copy_only=False).astype(str), HELD_OUT)
-            found = [np.unique(shingle_sets(words(texts))[0]) for texts in _batches(table["text"], held)]
-            save(scratch, names[2], np.unique(np.concatenate([np.empty(0, np.uint64), *found])))
+            found = [shingle_sets(words(texts))[0] for texts in _batches(table["text"], held)]
+            save(scratch, names[2], np.sort(np.concatenate([np.empty(0, np.uint64), *found])))
             counter.advance(table.num_rows)
 
 

@@ -16,7 +16,7 @@ from sbp_jax.artifacts import Output
 from sbp_jax.data.by_hash import by_hash
 from sbp_jax.data.screened import created, mapped, save_parts
 from sbp_jax.parallel.machine import memory
-from sbp_jax.text.shingles import among, mixed
+from sbp_jax.text.shingles import among, distinct, mixed
 
 BITS, BLOCK = 16, 512  # bits of the filter for each shingle, and of a block
 PROBES = 6  # bits of a block that a shingle sets
@@ -72,7 +72,7 @@ def build(scratch: Output, name: str, files: Sequence[epath.Path], exact: bool) 
       files: shingles of shards, sorted.
       exact: whether to keep the shingles behind the filter.
     """
-    parts = by_hash(scratch, f"{name}-distinct", files, np.unique)
+    parts = by_hash(scratch, f"{name}-distinct", files, distinct)
     shingles = sum(map(len, parts))
     if not scratch.has(f"{name}-filter.npy"):
         with scratch.writing(f"{name}-filter.npy") as writing:

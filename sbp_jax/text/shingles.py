@@ -130,7 +130,7 @@ def shingles(text: str, length: int = WORDS) -> np.ndarray:
     hashes_W = words([text]).hashes_W
     sums = rolled(hashes_W, min(length, max(len(hashes_W), 1)))
     sums.sort()
-    return sums[np.concatenate(([True], sums[1:] != sums[:-1]))] if len(sums) else sums
+    return distinct(sums)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> int:
@@ -155,6 +155,13 @@ def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     if len(ordered) == 0:
         return np.zeros(len(values), bool)
     return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+
+
+def distinct(ordered: np.ndarray) -> np.ndarray:
+    """A sorted array without repeated values; NumPy's own `unique` hashes them all, which takes many times as long."""
+    first = np.ones(len(ordered), bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 @cache
