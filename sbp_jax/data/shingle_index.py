@@ -19,7 +19,7 @@ from sbp_jax.parallel.machine import memory
 from sbp_jax.text.shingles import among, distinct, mixed
 
 BITS, BLOCK = 16, 512  # bits of the filter for each shingle, and of a block
-PROBES = 6  # bits of a block that a shingle sets
+PROBES = 7  # bits of a block that a shingle sets
 PART = 4  # of the machine's memory, over which an exact index is no longer held
 AT_ONCE = 1 << 16  # shingles that are set at a time
 
