@@ -1,0 +1,187 @@
+"""Everything that came from some real documents: pairs, tuning, synthetic documents, and the runs that read any of it.
+
+All is read shard by shard and of each shard a few columns; what stays in memory is what is told.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sbp_jax.artifacts import Artifact
+from sbp_jax.data.rows import RowSource
+from sbp_jax.data.stream_order import rows_of
+from sbp_jax.errors import SbpError
+from sbp_jax.report.results import rows_at
+from sbp_jax.report.trace import read_by
+from sbp_jax.report.trail import Chain, Trail, matching, real_at, real_by_id, rows, synthetic_by_id, unknown
+from sbp_jax.report.training_examples import times, tuned_on
+
+ACCEPTED = "accepted"
+LOOKED_INTO = ("split", "pairs", "pack_pairs", "tune", "synthesize", "filter", "pack", "train")
+NAMED = 5  # unknown ids that an error names
+Accepted = dict[int, tuple[str, list[int]]]  # synthetic documents by ordinal: the id, and the real ones that it read
+
+
+def derived(trail: Trail, ids: Sequence[str], steps: bool = True) -> dict[str, Any]:
+    """What came from real documents, as JSON values.
+
+    Args:
+      ids: of real documents; one given twice is told once.
+      steps: whether the steps at which the runs read it are told, for which every place of each run is looked at.
+
+    Returns:
+      `documents`, in the order asked, each with `pairs`, `tuned`, `synthetic` and `trained` by stage instance, and
+      `not_complete`, the instances that could not be looked into.
+
+    Raises:
+      SbpError: an id that no real document has, or documents that are not there yet.
+    """
+    documents = _found(trail, list(dict.fromkeys(ids)))
+    told = {row["ordinal"]: row | {"split": None} for row in documents}
+    ordinals = list(told)
+    for name in trail.of_stage("split"):
+        if (splits := trail.find(name)) is not None:
+            for ordinal, row in zip(ordinals, rows_at(splits, ordinals, ["split"]), strict=True):
+                told[ordinal]["split"] = row["split"]
+    for entry in told.values():
+        entry |= {"pairs": {}, "tuned": {}, "synthetic": {}, "trained": {}}
+    for name in trail.of_stage("pairs"):
+        if (pairs := trail.find(name)) is not None:
+            _add_pairs(trail, pairs, name, told)
+    for name in trail.of_stage("tune"):
+        _add_tuned(trail, name, told)
+    accepted: dict[str, Accepted] = {}
+    for chain in trail.chains():
+        accepted[chain.synthetic] = _add_synthetic(trail, chain, told)
+    for name in trail.of_stage("train"):
+        if trail.find(name) is not None:
+            _add_trained(trail, name, told, accepted, steps)
+    return {"documents": list(told.values()), "not_complete": trail.missing(*LOOKED_INTO)}
+
+
+def _found(trail: Trail, ids: list[str]) -> list[dict[str, Any]]:
+    columns = ("ordinal", "id", "source")
+    found = real_by_id(trail, ids, columns)
+    absent = [name for name in ids if name not in found]
+    if len(absent) == 1 and any(synthetic_by_id(trail, chain, absent) for chain in trail.chains()):
+        raise SbpError(f"{absent[0]} is a synthetic document; `sbp trace ... {absent[0]}` tells what it came from")
+    if len(absent) == 1:
+        raise unknown(trail, absent[0])
+    if absent:
+        more = "" if len(absent) <= NAMED else f" and {len(absent) - NAMED:,} others"
+        raise SbpError(
+            f"{len(absent):,} of {len(ids):,} ids are of no real document: {', '.join(absent[:NAMED])}{more}"
+        )
+    return [found[name] for name in ids]
+
+
+def _add_pairs(trail: Trail, pairs: Artifact, name: str, told: dict[int, dict[str, Any]]) -> None:
+    """The accepted pairs of each document with their other document, and how many are rejected, by verdict."""
+    columns, ordinals = ["d1", "d2", "similarity", "verdict"], list(told)
+    for side, other in (("d1", "d2"), ("d2", "d1")):
+        kept: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        rejected: dict[int, Counter[str]] = defaultdict(Counter)
+        for row in rows(matching(pairs, side, ordinals, columns)):
+            if row["verdict"] == ACCEPTED:
+                kept[row[side]].append({"ordinal": row[other], "similarity": row["similarity"]})
+            else:
+                rejected[row[side]][row["verdict"]] += 1
+        partners = sorted({pair["ordinal"] for found in kept.values() for pair in found})
+        ids = dict(zip(partners, (row["id"] for row in real_at(trail, partners, text=False)), strict=True))
+        for ordinal, entry in told.items():
+            accepted = [{"id": ids[pair["ordinal"]]} | pair for pair in kept[ordinal]]
+            counted = {"accepted": accepted, "rejected": dict(rejected[ordinal].most_common())}
+            entry["pairs"].setdefault(name, {})[f"as_{side}"] = counted
+
+
+def _add_tuned(trail: Trail, name: str, told: dict[int, dict[str, Any]]) -> None:
+    """How many packed pairs read a document and how many write it, in tuning and in its validation."""
+    for role, part in (("pairs", "train"), ("validation", "validation")):
+        packed = trail.nodes[name].inputs[role]
+        if trail.find(packed) is not None:
+            for ordinal, counts in tuned_on(trail, packed, list(told)).items():
+                told[ordinal]["tuned"].setdefault(name, {})[part] = vars(counts)
+
+
+def _add_synthetic(trail: Trail, chain: Chain, told: dict[int, dict[str, Any]]) -> Accepted:
+    """Adds the synthetic documents that read a document; returns the accepted ones."""
+    kept = trail.find(chain.synthetic)
+    artifact = trail.find(chain.synthesized) if kept is None else kept
+    if artifact is None:
+        return {}
+    name = chain.synthesized if kept is None else chain.synthetic
+    accepted: Accepted = {}
+    for entry in told.values():
+        entry["synthetic"][name] = {"accepted": [], "rejected": [], "not_filtered": []}
+    for prefix in ("part", "rejected"):
+        for row in _that_read(artifact, list(told), prefix):
+            read = [ordinal for ordinal in dict.fromkeys(read_by(row)) if ordinal in told]
+            verdict = row["verdict"] if prefix == "rejected" else None if kept is None else ACCEPTED
+            group = {None: "not_filtered", ACCEPTED: ACCEPTED}.get(verdict, "rejected")
+            for ordinal in read:
+                entry = {"id": row["id"], "ordinal": row["ordinal"], "seed": row["seed"] == ordinal}
+                told[ordinal]["synthetic"][name][group].append(entry | ({"verdict": verdict} if verdict else {}))
+            if verdict == ACCEPTED:
+                accepted[row["ordinal"]] = row["id"], read
+    return accepted
+
+
+def _that_read(artifact: Artifact, ordinals: list[int], prefix: str) -> Iterator[dict[str, Any]]:
+    """The rows of synthetic documents that read one of some real documents, without their texts."""
+    sought = pa.array(ordinals, pa.int64())
+    for path in artifact.shards(".parquet", prefix):
+        with path.open("rb") as stream:
+            file = pq.ParquetFile(stream)
+            there = [name for name in ("seed", "conditioning") if name in file.schema_arrow.names]
+            table = file.read(there)
+            found = pc.is_in(table["seed"], sought).to_numpy().copy()
+            if "conditioning" in there:
+                lists = table["conditioning"].combine_chunks()
+                hits = pc.is_in(pc.list_flatten(lists), sought)
+                found[pc.list_parent_indices(lists).filter(hits).to_numpy()] = True
+            if found.any():
+                names = [name for name in ("id", "ordinal", "verdict", *there) if name in file.schema_arrow.names]
+                yield from file.read(names).filter(pa.array(found)).to_pylist()
+
+
+def _add_trained(
+    trail: Trail, run: str, told: dict[int, dict[str, Any]], accepted: dict[str, Accepted], steps: bool
+) -> None:
+    """The rows of a run's streams that hold a document or one that was written from it, and when they were read."""
+    inputs = trail.nodes[run].inputs
+    standing: list[tuple[str, dict[str, Any]]] = []
+    for rows_name in (inputs[role] for role in ("real", "synthetic") if role in inputs):
+        source = RowSource(trail.artifact(rows_name))
+        written = accepted.get(trail.nodes[rows_name].inputs["documents"])
+        owners = {ordinal: (entry["id"], [ordinal]) for ordinal, entry in told.items()} if written is None else written
+        for ordinal, (name, whose) in owners.items():
+            if held := list(rows_of(source, ordinal)):
+                for owner in whose:
+                    entry = {"id": name, "ordinal": ordinal, "rows": held}
+                    told[owner]["trained"].setdefault(run, {}).setdefault(rows_name, []).append(entry)
+                    standing.append((rows_name, entry))
+    if not steps or not standing:
+        return
+    wanted: dict[str, list[int]] = defaultdict(list)
+    for rows_name, entry in standing:
+        wanted[rows_name] += entry["rows"]
+    when = times(trail, run, wanted)
+    for rows_name, entry in standing:
+        found = sorted(time for row in entry["rows"] for time in when[rows_name].get(row, []))
+        entry["steps"] = [list(time) for time in found]
+
+
+def counted(entry: dict[str, Any]) -> dict[str, int]:
+    """What came from one document, in numbers, for a table of many."""
+    synthetic = [group for groups in entry["synthetic"].values() for group in groups.items()]
+    return {
+        "accepted_pairs": sum(len(side["accepted"]) for sides in entry["pairs"].values() for side in sides.values()),
+        "tuned": sum(sum(parts.get("train", {}).values()) for parts in entry["tuned"].values()),
+        "synthetic": sum(len(found) for _, found in synthetic),
+        "accepted": sum(len(found) for group, found in synthetic if group == ACCEPTED),
+        "runs": len(entry["trained"]),
+    }
