@@ -60,8 +60,8 @@ def by_words(documents: Artifact, texts: Sequence[str]) -> list[dict[str, Any] |
     told: list[dict[str, Any] | None] = []
     for place, ordinal in enumerate(nearest):
         shared = dict(zip(LENGTHS, best[place].tolist(), strict=True))
-        counts = {length: len(own) for length, (_, own) in zip(LENGTHS, sought[place], strict=True)}
-        told.append(None if ordinal < 0 else {"ordinal": ordinal, "shared": shared, "shingles": counts})
+        own_counts = {length: len(own) for length, (_, own) in zip(LENGTHS, sought[place], strict=True)}
+        told.append(None if ordinal < 0 else {"ordinal": ordinal, "shared": shared, "shingles": own_counts})
     return told
 
 

@@ -65,11 +65,13 @@ def show_derived(told: dict[str, Any], console: Console, full: bool = False) -> 
     totals, number = Counter[str](), len(told["documents"])
     for document in told["documents"]:
         totals.update(counted(document))
-    counts = (
-        f"\n{number:,} {'document' if number == 1 else 'documents'}: {totals['accepted_pairs']:,} accepted pairs, in tuning"
-        f" {totals['tuned']:,} times, {totals['synthetic']:,} synthetic documents, {totals['accepted']:,} of them accepted"
-    )
-    console.print(Text(f"{counts}{' (one that read two of these counts twice)' if number > 1 else ''}", "bold"))
+    counts = [
+        f"{number:,} {'document' if number == 1 else 'documents'}: {totals['accepted_pairs']:,} accepted pairs",
+        f"in tuning {totals['tuned']:,} times",
+        f"{totals['synthetic']:,} synthetic documents, {totals['accepted']:,} of them accepted",
+    ]
+    twice = " (one that read two of these counts twice)" if number > 1 else ""
+    console.print(Text(f"\n{', '.join(counts)}{twice}", "bold"))
     if told["not_complete"]:
         console.print(Text(f"Not complete yet, and not in this: {', '.join(told['not_complete'])}; run `sbp run ...`"))
 
