@@ -440,8 +440,22 @@ def test_the_steps_that_read_a_document_are_those_of_training(made: dict[str, Ar
 
 def test_a_run_whose_rows_were_not_asked_for_is_not_searched(made: dict[str, Artifact]) -> None:
     assert times(_trail(made), "train-sbp-0", {}) == {"rows-capped": {}, "rows-synthetic": {}}
-    (told,) = derived(_trail(made), ["doc-3"], steps=False)["documents"]
+    (told,) = derived(_trail(made), ["doc-3"], quick=True)["documents"]
     assert all("steps" not in entry for entry in told["trained"]["train-sbp-0"]["rows-capped"])
+
+
+def test_documents_that_quote_one_without_having_read_it_came_from_it_too(made: dict[str, Artifact]) -> None:
+    """Guards passages that a model has learned by heart: 15 words of document 22 hold 3 shingles of 13."""
+    told = {entry["id"]: entry for entry in derived(_trail(made), ["doc-22", "doc-3", "doc-4"])["documents"]}
+    quoting = {"id": "syn-7-1", "ordinal": 1, "verdict": "accepted", "read": False, "seed": False, "shared": 3}
+    assert told["doc-22"]["synthetic"]["synthetic"] == {"accepted": [quoting], "rejected": [], "not_filtered": []}
+    (trained,) = told["doc-22"]["trained"]["train-sbp-0"]["rows-synthetic"]
+    assert (trained["id"], trained["rows"]) == ("syn-7-1", list(rows_of(RowSource(made["rows-synthetic"]), 1)))
+    three, four = told["doc-3"]["synthetic"]["synthetic"], told["doc-4"]["synthetic"]["synthetic"]
+    assert [(entry["id"], entry.get("shared")) for entry in three["accepted"]] == [("syn-3-0", 8), ("syn-6-0", None)]
+    assert four["rejected"][0]["shared"] == 28 and four["accepted"] == []
+    (quick,) = derived(_trail(made), ["doc-22"], quick=True)["documents"]
+    assert quick["synthetic"]["synthetic"]["accepted"] == []
 
 
 def test_ids_that_are_of_no_real_document_are_refused(made: dict[str, Artifact]) -> None:
@@ -541,8 +555,8 @@ def test_a_terminal_of_any_width_shows_it_and_obeys_no_document(
         "3 pairs of rows-pairs-train",
         "train-sbp-0, step 3, row 1 of the batch",
         "read without loss",
-        "tuned on it: read in 2 pairs, written in 1",
-        "1 rejected (too_short 1): syn-3-1",
+        "tuning reads it 2 and writes it 1 times",
+        "1 rejected, too_short 1 (syn-3-1)",
     ):
         assert said in told, said
 

@@ -19,14 +19,14 @@ from sbp_jax.errors import SbpError
 from sbp_jax.parallel.mesh import one_host_mesh
 from sbp_jax.progress import progress
 from sbp_jax.report.examples import RUN
+from sbp_jax.report.quotes import READ, places_and_hashes
 from sbp_jax.report.trail import Trail
 from sbp_jax.search.vectors import Stored
 from sbp_jax.text import tokenizer as text_tokenizer
-from sbp_jax.text.shingles import WORDS, Words, rolled, shingles, words
+from sbp_jax.text.shingles import WORDS, shingles, words
 from sbp_jax.training.export import BEST
 
 LENGTHS = (WORDS, RUN)  # words a shingle: the long ones decide, the short ones where the long ones are equal
-READ = 512  # documents read at a time
 
 
 def by_words(documents: Artifact, texts: Sequence[str]) -> list[dict[str, Any] | None]:
@@ -48,11 +48,13 @@ def by_words(documents: Artifact, texts: Sequence[str]) -> list[dict[str, Any] |
             with path.open("rb") as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(READ, columns=["ordinal", "text"]):
                     found = words(batch.column("text").to_pylist())
-                    sums = {length: rolled(found.hashes_W, length) for length in lengths}
+                    runs = {length: places_and_hashes(found, length) for length in lengths}
                     for place, wanted in enumerate(sought):
                         if sizes[place] == 0:
                             continue
-                        counts = np.stack([_shared(found, sums[length], length, own) for length, own in wanted], axis=1)
+                        counts = np.stack(
+                            [_shared(runs[length], own, batch.num_rows) for length, own in wanted], axis=1
+                        )
                         first = np.lexsort((np.arange(len(counts)), *(-counts.T[::-1])))[0]
                         if tuple(counts[first]) > tuple(best[place]):
                             best[place], nearest[place] = counts[first], batch.column("ordinal")[int(first)].as_py()
@@ -65,14 +67,13 @@ def by_words(documents: Artifact, texts: Sequence[str]) -> list[dict[str, Any] |
     return told
 
 
-def _shared(found: Words, sums: np.ndarray, length: int, own: np.ndarray) -> np.ndarray:
-    """How many of the shingles `own` each of the texts has; `sums` are those of all texts, as if they were one."""
-    at = np.minimum(np.searchsorted(own, sums), len(own) - 1)
-    hits = np.flatnonzero(own[at] == sums)
-    owner = np.searchsorted(found.offsets, hits, side="right") - 1
-    inside = hits + length <= found.offsets[owner + 1]  # not across the border of two texts
-    pairs = np.unique(owner[inside] * len(own) + at[hits[inside]])
-    return np.bincount(pairs // len(own), minlength=len(found.offsets) - 1)
+def _shared(runs: tuple[np.ndarray, np.ndarray], own: np.ndarray, texts: int) -> np.ndarray:
+    """How many of the shingles `own` each of the texts has, of which `runs` are the places and hashes of all runs."""
+    places, hashes = runs
+    at = np.minimum(np.searchsorted(own, hashes), len(own) - 1)
+    hits = np.flatnonzero(own[at] == hashes)
+    pairs = np.unique(places[hits] * len(own) + at[hits])
+    return np.bincount(pairs // len(own), minlength=texts)
 
 
 def by_meaning(trail: Trail, texts: Sequence[str], read: Sequence[Sequence[int]]) -> tuple[list[dict[str, Any]], str]:

@@ -1,10 +1,12 @@
 """Everything that came from some real documents: pairs, tuning, synthetic documents, and the runs that read any of it.
 
+A synthetic document came from a real one if that was read before it was written, or if it has a shingle of it.
+
 All is read shard by shard and of each shard a few columns; what stays in memory is what is told.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +17,7 @@ from sbp_jax.artifacts import Artifact
 from sbp_jax.data.rows import RowSource
 from sbp_jax.data.stream_order import rows_of
 from sbp_jax.errors import SbpError
+from sbp_jax.report.quotes import quoting
 from sbp_jax.report.results import rows_at
 from sbp_jax.report.trace import read_by
 from sbp_jax.report.trail import Chain, Trail, matching, real_at, real_by_id, rows, synthetic_by_id, unknown
@@ -23,15 +26,16 @@ from sbp_jax.report.training_examples import times, tuned_on
 ACCEPTED = "accepted"
 LOOKED_INTO = ("split", "pairs", "pack_pairs", "tune", "synthesize", "filter", "pack", "train")
 NAMED = 5  # unknown ids that an error names
-Accepted = dict[int, tuple[str, list[int]]]  # synthetic documents by ordinal: the id, and the real ones that it read
+Accepted = dict[int, tuple[str, list[int]]]  # synthetic documents by ordinal: the id, and the real ones it came from
 
 
-def derived(trail: Trail, ids: Sequence[str], steps: bool = True) -> dict[str, Any]:
+def derived(trail: Trail, ids: Sequence[str], quick: bool = False) -> dict[str, Any]:
     """What came from real documents, as JSON values.
 
     Args:
       ids: of real documents; one given twice is told once.
-      steps: whether the steps at which the runs read it are told, for which every place of each run is looked at.
+      quick: leaves out what takes long: synthetic documents that quote a document without having read it, for which all
+        of them are read, and the steps at which the runs read it, for which every place of each run is looked at.
 
     Returns:
       `documents`, in the order asked, each with `pairs`, `tuned`, `synthetic` and `trained` by stage instance, and
@@ -55,11 +59,12 @@ def derived(trail: Trail, ids: Sequence[str], steps: bool = True) -> dict[str, A
     for name in trail.of_stage("tune"):
         _add_tuned(trail, name, told)
     accepted: dict[str, Accepted] = {}
+    texts = {} if quick else {row["ordinal"]: row["text"] for row in real_at(trail, ordinals)}
     for chain in trail.chains():
-        accepted[chain.synthetic] = _add_synthetic(trail, chain, told)
+        accepted[chain.synthetic] = _add_synthetic(trail, chain, told, texts)
     for name in trail.of_stage("train"):
         if trail.find(name) is not None:
-            _add_trained(trail, name, told, accepted, steps)
+            _add_trained(trail, name, told, accepted, not quick)
     return {"documents": list(told.values()), "not_complete": trail.missing(*LOOKED_INTO)}
 
 
@@ -107,26 +112,34 @@ def _add_tuned(trail: Trail, name: str, told: dict[int, dict[str, Any]]) -> None
                 told[ordinal]["tuned"].setdefault(name, {})[part] = vars(counts)
 
 
-def _add_synthetic(trail: Trail, chain: Chain, told: dict[int, dict[str, Any]]) -> Accepted:
-    """Adds the synthetic documents that read a document; returns the accepted ones."""
+def _add_synthetic(trail: Trail, chain: Chain, told: dict[int, dict[str, Any]], texts: Mapping[int, str]) -> Accepted:
+    """Adds the synthetic documents that read a document, or quote one of the texts; returns the accepted ones."""
     kept = trail.find(chain.synthetic)
     artifact = trail.find(chain.synthesized) if kept is None else kept
     if artifact is None:
         return {}
-    name = chain.synthesized if kept is None else chain.synthetic
     accepted: Accepted = {}
-    for entry in told.values():
-        entry["synthetic"][name] = {"accepted": [], "rejected": [], "not_filtered": []}
+    groups: dict[int, dict[str, list[dict[str, Any]]]] = {
+        ordinal: {ACCEPTED: [], "rejected": [], "not_filtered": []} for ordinal in told
+    }
+    for ordinal, entry in told.items():
+        entry["synthetic"][chain.synthesized if kept is None else chain.synthetic] = groups[ordinal]
     for prefix in ("part", "rejected"):
+        found: dict[int, tuple[dict[str, Any], dict[int, dict[str, Any]]]] = {}  # by ordinal: the row, and how of whom
         for row in _that_read(artifact, list(told), prefix):
-            read = [ordinal for ordinal in dict.fromkeys(read_by(row)) if ordinal in told]
+            read = (ordinal for ordinal in read_by(row) if ordinal in told)
+            found[row["ordinal"]] = row, {ordinal: {"read": True, "seed": row["seed"] == ordinal} for ordinal in read}
+        for row in quoting(artifact, texts, prefix):
+            of = found.setdefault(row["ordinal"], (row, {}))[1]
+            for ordinal, number in row["shared"].items():
+                of.setdefault(ordinal, {"read": False, "seed": False})["shared"] = number
+        for place, (row, of) in sorted(found.items()):
             verdict = row["verdict"] if prefix == "rejected" else None if kept is None else ACCEPTED
             group = {None: "not_filtered", ACCEPTED: ACCEPTED}.get(verdict, "rejected")
-            for ordinal in read:
-                entry = {"id": row["id"], "ordinal": row["ordinal"], "seed": row["seed"] == ordinal}
-                told[ordinal]["synthetic"][name][group].append(entry | ({"verdict": verdict} if verdict else {}))
+            for ordinal, how in of.items():
+                groups[ordinal][group].append({"id": row["id"], "ordinal": place, "verdict": verdict} | how)
             if verdict == ACCEPTED:
-                accepted[row["ordinal"]] = row["id"], read
+                accepted[place] = row["id"], list(of)
     return accepted
 
 

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="leave out what takes long: the nearest real documents; with --from the steps at which the arms trained",
+        help="leave out what takes long: the nearest real documents; with --from also quotes and steps",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with whole texts and lists")
 
@@ -69,7 +69,7 @@ def run(
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=PIPED)
     if options.derived:
-        told = derived(trail, _ids(options.ids), steps=not options.quick)
+        told = derived(trail, _ids(options.ids), quick=options.quick)
         if options.json:
             print(json.dumps(told, indent=1))
         else:

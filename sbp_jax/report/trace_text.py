@@ -1,6 +1,7 @@
 """What is known of where documents come from, for a terminal."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -32,35 +33,11 @@ def show(told: dict[str, Any], console: Console, full: bool = False) -> None:
 
 def show_derived(told: dict[str, Any], console: Console, full: bool = False) -> None:
     """Prints what `derived` tells; lists are cut off unless `full`."""
-    most = WHOLE if full else LISTED
     for document in told["documents"]:
         console.print(Text(f"\n{_title(document)}, {document['split'] or 'not split yet'}", "bold"))
         facts = _facts()
-        for name, sides in document["pairs"].items():
-            for side, found in sides.items():
-                rejected = _tally(found["rejected"])
-                others = _listed([pair["id"] for pair in found["accepted"]], most)
-                numbers = f"{len(found['accepted']):,} accepted{f', rejected: {rejected}' if rejected else ''}"
-                facts.add_row(f"{name}, {side.replace('_', ' ')}", Text(f"{numbers}{others}"))
-        for name, parts in document["tuned"].items():
-            for part, count in parts.items():
-                use = "tuned on it" if part == "train" else "validated on it"
-                facts.add_row(name, Text(f"{use}: read in {count['read']:,} pairs, written in {count['written']:,}"))
-        for name, groups in document["synthetic"].items():
-            for group, found in groups.items():
-                if found:
-                    verdicts = Counter(entry["verdict"] for entry in found) if group == "rejected" else {}
-                    numbers = f"{len(found):,} {group.replace('_', ' ')}{f' ({_tally(verdicts)})' if verdicts else ''}"
-                    facts.add_row(name, Text(f"{numbers}{_listed([entry['id'] for entry in found], most)}"))
-            if not any(groups.values()):
-                facts.add_row(name, "none that read it")
-        for run, streams in document["trained"].items():
-            for rows_name, found in streams.items():
-                numbers = f"{len({row for entry in found for row in entry['rows']}):,} rows of {rows_name}"
-                if all("steps" in entry for entry in found):
-                    steps = sorted({step for entry in found for step, _ in entry["steps"]})
-                    numbers += f", read at {len(steps):,} steps{_listed([str(step) for step in steps], most)}"
-                facts.add_row(run, Text(numbers))
+        for label, line in _lines(document, WHOLE if full else LISTED):
+            facts.add_row(label, Text(printable(line)))
         console.print(facts)
     totals, number = Counter[str](), len(told["documents"])
     for document in told["documents"]:
@@ -74,6 +51,39 @@ def show_derived(told: dict[str, Any], console: Console, full: bool = False) -> 
     console.print(Text(f"\n{', '.join(counts)}{twice}", "bold"))
     if told["not_complete"]:
         console.print(Text(f"Not complete yet, and not in this: {', '.join(told['not_complete'])}; run `sbp run ...`"))
+
+
+def _lines(document: dict[str, Any], most: int) -> Iterator[tuple[str, str]]:
+    """What came from one document: the instance, and what it has of it."""
+    for name, sides in document["pairs"].items():
+        for side, found in sides.items():
+            others = _listed([pair["id"] for pair in found["accepted"]], most)
+            rejected = f"; rejected: {_tally(found['rejected'])}" if found["rejected"] else ""
+            yield f"{name}, {side.replace('_', ' ')}", f"{len(found['accepted']):,} accepted{others}{rejected}"
+    for name, parts in document["tuned"].items():
+        uses = {"train": "tuning", "validation": "validation"}
+        counts = [
+            f"{uses[part]} reads it {count['read']:,} and writes it {count['written']:,} times"
+            for part, count in parts.items()
+        ]
+        yield name, "; ".join(counts)
+    for name, groups in document["synthetic"].items():
+        for group, found in groups.items():
+            if found:
+                verdicts = f", {_tally(Counter(entry['verdict'] for entry in found))}" if group == "rejected" else ""
+                quotes = sum(not entry["read"] for entry in found)
+                unread = f"; {quotes:,} of them quote it without having read it" if quotes else ""
+                listed = _listed([entry["id"] for entry in found], most)
+                yield name, f"{len(found):,} {group.replace('_', ' ')}{verdicts}{listed}{unread}"
+        if not any(groups.values()):
+            yield name, "none"
+    for run, streams in document["trained"].items():
+        for rows_name, found in streams.items():
+            told = f"{len({row for entry in found for row in entry['rows']}):,} rows of {rows_name}"
+            if all("steps" in entry for entry in found):
+                steps = sorted({step for entry in found for step, _ in entry["steps"]})
+                told += f", read at {len(steps):,} steps{_listed([str(step) for step in steps], most)}"
+            yield run, told
 
 
 def _example(example: dict[str, Any], documents: int) -> str:
@@ -210,11 +220,9 @@ def _facts() -> Table:
 
 
 def _listed(names: list[str], most: int) -> str:
-    """Behind a count: some of what was counted."""
-    if not names:
-        return ""
+    """Behind a count: some of what was counted, in brackets."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return f": {printable(', '.join(names[:most]))}{more}"
+    return f" ({', '.join(names[:most])}{more})" if names else ""
 
 
 def _tally(counts: dict[str, int] | Counter[str]) -> str:

@@ -158,13 +158,15 @@ def unknown(trail: Trail, asked: str) -> SbpError:
     )
     message = f"no document has the id {asked}"
     if names and names[0] != asked.partition(":")[0]:
-        message += f", and no stage instance that name; did you mean {names[0]}:{asked.partition(':')[2]}?"
+        message += f", and no stage instance that name; did you mean {names[0]}:{asked.partition(':')[2]}"
     elif chosen:
-        message += f"; did you mean {' or '.join(chosen)}?"
+        message += f"; did you mean {' or '.join(chosen)}"
+    else:
+        message += f"; ids are those of {', '.join(places)}, and training examples such as rows-synthetic:12"
     missing = [name for name in places if trail.find(name) is None]
     if missing:
         commands = ", ".join(f"`sbp run ... --until {name}`" for name in missing)
-        message += f" Not complete yet and not searched: {', '.join(missing)}; run {commands}"
+        message += f". Not complete yet and not searched: {', '.join(missing)}; run {commands}"
     return SbpError(message)
 
 

@@ -164,8 +164,9 @@ def tuned_on(trail: Trail, packed: str, ordinals: Sequence[int]) -> dict[int, Tu
     source = RowSource(trail.artifact(packed))
     with progress(f"{packed}: pairs that hold them", len(source), "rows") as counter:
         for index in range(len(source)):
-            for start, stop, read in _split(source[index], specials):
-                if (count := counts.get(source[index].tokens[start:stop].tobytes())) is not None:
+            row = source[index]
+            for start, stop, read in _split(row, specials):
+                if (count := counts.get(row.tokens[start:stop].tobytes())) is not None:
                     count[0 if read else 1] += 1
             counter.advance()
     return {ordinal: Tuned(*counts[text]) for ordinal, text in texts.items()}
