@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from sbp_jax.artifacts import Artifact, parquet
-from sbp_jax.data.rows import RowSource
+from sbp_jax.data.rows import Row, RowSource
 from sbp_jax.experiments import load
 from sbp_jax.pipeline import Pipeline
 from sbp_jax.report.takedown import derived
 from sbp_jax.report.trace import trace
 from sbp_jax.report.trail import Trail
-from sbp_jax.report.training_examples import tuned_on
 from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.training.metrics import TIMING, read_metrics
 
@@ -48,6 +47,12 @@ def artifacts(workdir: Path) -> dict[str, Artifact]:
 def trail_of(workdir: Path) -> Trail:
     pipeline = Pipeline(load(CONFIG, tiny=True), str(workdir))
     return Trail(pipeline.experiment, pipeline.nodes, functools.cache(pipeline.artifact), str(workdir))
+
+
+def group_targets(row: Row) -> list[int]:
+    """The documents that a row of groups writes, one for each group."""
+    starts = np.flatnonzero(np.diff(row.segments, prepend=0) > 0)
+    return row.documents[starts].tolist()
 
 
 def numbers(made: dict[str, Artifact]) -> dict[str, object]:
@@ -136,6 +141,8 @@ def test_what_came_from_a_document_is_what_its_artifacts_say(undisturbed):
     ids = [row["seed_id"] for seed in seeds for row in accepted if row["seed"] == seed]
     told = derived(trail, ids)
     assert told["not_complete"] == [] and [entry["ordinal"] for entry in told["documents"]] == seeds
+    source, packed = RowSource(made["rows-pairs-train"]), made["rows-pairs-train"].rows
+    written = [group_targets(source[row]) for row in range(packed)]
     for entry in told["documents"]:
         ordinal, found = entry["ordinal"], entry["synthetic"]["synthetic"]
         read = [row["id"] for row in accepted if ordinal in (row.get("conditioning") or [row["seed"]])]
@@ -145,8 +152,8 @@ def test_what_came_from_a_document_is_what_its_artifacts_say(undisturbed):
             expected = sorted(row[other] for row in pairs if row[side] == ordinal)
             assert sorted(pair["ordinal"] for pair in sides[f"as_{side}"]["accepted"]) == expected
         assert set(entry["trained"]) == {"train-repetition-0", "train-sbp-0", "train-oracle-0"}
-    tuned = tuned_on(trail, "rows-pairs-train", range(made["documents"].rows))
-    assert sum(counts.written for counts in tuned.values()) >= made["rows-pairs-train"].stats["pairs"]
+        targets = [documents for row in range(packed) for documents in written[row] if documents == ordinal]
+        assert entry["tuned"]["synthesizer"]["train"]["written"] == len(targets)
     document = trace(trail, f"synthetic:{accepted[0]['id']}")["documents"][0]
     assert (
         document["nearest"]["by_meaning"]["ordinal"] >= 0 and document["checkpoint"]["key"] == made["synthesizer"].key

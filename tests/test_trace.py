@@ -38,6 +38,7 @@ from sbp_jax.text.shingles import overlap, shingles
 from tests.test_report import HOSTILE, _tables, pair_table
 
 CONTEXT, BATCH, STEPS = 16, 4, 30
+BASE = "train-repetition-0"
 EXPERIMENT = Experiment(
     name="planted",
     tokenizer=Tokenizer(vocab_size=600),
@@ -47,6 +48,7 @@ EXPERIMENT = Experiment(
         Arm("repetition"),
         Arm("sbp", synthetic_share=0.25),
         Arm("control", synthetic_share=0.25, pairs="random"),
+        Arm("self", synthetic_share=0.25, pairs="none"),
         Arm("oracle", real="oracle"),
     ),
 )
@@ -82,7 +84,8 @@ WRITTEN: dict[str, list[tuple[str, str, list[int], str]]] = {
         ("syn-3-1", f"{HOSTILE} {_text(103, 4)}", [7, 3], "too_short"),
         ("syn-6-0", _text(104), [3, 6], "accepted"),
     ],
-    "-random": [("syn-3-0", _text(105), [3], "accepted"), ("syn--1-0", f"{_text(106, 30)} alone", [], "accepted")],
+    "-random": [("syn-3-0", _text(105), [3], "accepted"), ("syn-5-0", _text(107), [5], "accepted")],
+    "-self": [("syn-self-0", f"{_text(106, 30)} alone", [], "accepted"), ("syn-self-1", _text(108), [], "accepted")],
 }
 
 
@@ -172,18 +175,26 @@ def _make(folder: Path, experiment: Experiment = EXPERIMENT) -> dict[str, Artifa
     made["pairs"] = _tables(folder / "pairs", [pairs.slice(0, 2), pairs.slice(2)])
     loaded = text_tokenizer.load(made["tokenizer"].file("tokenizer.json"), experiment.tokenizer)
     records = arrayrecord.source(made["tokens"])
-    for suffix in WRITTEN:
+    table: dict[str, Any] = {"target": [5, 3, 5, 3, 3], "conditioning": [[3], [5], [7, 3], [3], [7]]}
+    table |= {"part": ["train"] * 3 + ["validation"] * 2}
+    for suffix in ("", "-random"):
+        made[f"groups{suffix}"] = _tables(
+            folder / f"groups{suffix}", [pa.table(table).slice(0, 2), pa.table(table).slice(2)]
+        )
         output = _output(folder / f"rows-pairs-train{suffix}")
         write_rows(output, _pair_rows(records, loaded.end_of_document, loaded.separator, 1024))
         made[f"rows-pairs-train{suffix}"] = output.finish({"pairs": len(TUNED)})
         made[f"synthesizer{suffix}"] = _trained(_output(folder / f"synthesizer{suffix}"), {"pairs": 60})
-        accepted, rejected, everything = _synthetic_tables(suffix, made[f"synthesizer{suffix}"].key)
+    made[BASE] = _trained(_output(folder / BASE), dict(_plan(made, BASE).rows))
+    for suffix in WRITTEN:
+        model = made[NODES[f"synthesized{suffix}"].inputs["model"]]
+        accepted, rejected, everything = _synthetic_tables(suffix, model.key)
         made[f"synthesized{suffix}"] = _tables(folder / f"synthesized{suffix}", everything)
         made[f"synthetic{suffix}"] = _tables(folder / f"synthetic{suffix}", accepted, rejected=rejected)
         tokenized = {"documents": made[f"synthetic{suffix}"], "tokenizer": made["tokenizer"]}
         made["tokens-synthetic"] = tokenize.run(_output(folder / f"tokens-synthetic{suffix}"), **tokenized, **how)
         rows(f"rows-synthetic{suffix}", "synthetic", f"synthetic{suffix}", "tokens-synthetic")
-    for arm in experiment.arms:
+    for arm in experiment.arms[1:]:
         name = f"train-{arm.name}-0"
         made[name] = _trained(_output(folder / name), dict(_plan(made, name).rows))
     return made
@@ -231,9 +242,9 @@ def test_an_accepted_document_tells_all_its_row_says(made: dict[str, Artifact]) 
     )
     assert checkpoint["path"] == str(made["synthesizer"].path / "best")
     assert checkpoint["tuned_on"] == {"instance": "rows-pairs-train", "pairs": len(TUNED)}
-    base = made["train-repetition-0"]
+    base = made[BASE]
     assert checkpoint["base"] == {
-        **{"instance": "train-repetition-0", "key": base.key},
+        **{"instance": BASE, "key": base.key},
         **{"path": str(base.path / "best"), "step": 20},
     }
 
@@ -241,8 +252,12 @@ def test_an_accepted_document_tells_all_its_row_says(made: dict[str, Artifact]) 
 def test_rejected_documents_and_those_without_a_seed_are_traced_too(made: dict[str, Artifact]) -> None:
     rejected = _one(made, "syn-4-0")
     assert rejected["verdict"] == "copied" and rejected["read"][0]["id"] == "doc-4"
-    alone = _one(made, "syn--1-0", search=True)
-    assert alone["instance"] == "synthetic-random" and alone["read"] == [] and alone["similarity"] is None
+    alone = _one(made, "syn-self-0", search=True)
+    assert alone["instance"] == "synthetic-self" and alone["read"] == [] and alone["similarity"] is None
+    assert alone["checkpoint"] == {
+        **{"instance": BASE, "key": made[BASE].key, "path": str(made[BASE].path / "best")},
+        **{"step": 20, "steps": STEPS, "tokens": 1000},
+    }
 
 
 def test_one_id_in_several_places_is_told_from_all_of_them(made: dict[str, Artifact]) -> None:
@@ -315,7 +330,7 @@ def test_where_no_model_can_embed_the_text_the_reason_is_told(
 def test_every_example_of_a_run_is_traced_to_the_documents_that_it_trained_on(made: dict[str, Artifact]) -> None:
     """Guards the order of the mixture: each place of each batch, against the batches that training reads."""
     trail = _trail(made)
-    for run in ("train-sbp-0", "train-oracle-0"):
+    for run in ("train-sbp-0", "train-self-0"):
         plan, inputs = _plan(made, run), NODES[run].inputs
         sources = {name: _source(made, inputs[name]) for name in plan.rows}
         batches = mix(sources, plan, BATCH, 0)
@@ -328,7 +343,7 @@ def test_every_example_of_a_run_is_traced_to_the_documents_that_it_trained_on(ma
                 owners = batches[step]["documents"][place]
                 assert [entry["ordinal"] for entry in told["documents"]] == list(dict.fromkeys(owners.tolist()))
                 for entry in told["documents"]:
-                    assert entry["instance"] == {"real": "documents", "synthetic": "synthetic"}[stream]
+                    assert entry["instance"] == NODES[inputs[stream]].inputs["documents"]
                     assert set(owners[slice(*entry["positions"])]) == {entry["ordinal"]}
 
 
@@ -375,11 +390,12 @@ def test_what_is_nowhere_is_refused_with_what_is_near(made: dict[str, Artifact],
 
 
 def test_stages_that_have_not_run_are_named_with_their_command(made: dict[str, Artifact]) -> None:
-    written = {name: artifact for name, artifact in made.items() if not name.startswith(("synthetic", "train"))}
+    later = ("synthetic", "train", "synthesizer")
+    written = {name: artifact for name, artifact in made.items() if not name.startswith(later)}
     (told,) = trace(_trail(written), "syn-4-0", search=False)["documents"]
     assert told["verdict"] is None and told["instance"] == "synthesized" and told["scores"] == {}
     early = {name: made[name] for name in ("documents", "splits")}
-    with pytest.raises(SbpError, match="`sbp run ... --until synthesized`, `sbp run ... --until synthesized-random`"):
+    with pytest.raises(SbpError, match="`sbp run ... --until synthesized`, `sbp run ... --until synthesized-random`, "):
         trace(_trail(early), "syn-4-0")
     with pytest.raises(
         SbpError, match="documents is not complete in runs/planted; run `sbp run ... --until documents`"
@@ -389,13 +405,14 @@ def test_stages_that_have_not_run_are_named_with_their_command(made: dict[str, A
         trace(_trail(written), "train-sbp-0:1:0")
     told = derived(_trail(written), ["doc-3"])
     assert {"train-sbp-0", "synthetic", "score-sbp-0"} & set(told["not_complete"]) == {"train-sbp-0", "synthetic"}
+    assert told["documents"][0]["tuned"] == told["documents"][0]["trained"] == {}
     found = told["documents"][0]["synthetic"]["synthesized"]
     assert [entry["id"] for entry in found["not_filtered"]] == ["syn-3-0", "syn-3-1", "syn-6-0"]
 
 
 def test_rows_of_a_stream_are_found_by_its_order(made: dict[str, Artifact]) -> None:
     """Guards the bisection: for every document of every stream, the rows that a scan finds."""
-    for name in ("rows-capped", "rows-oracle", "rows-synthetic", "rows-synthetic-random"):
+    for name in ("rows-capped", "rows-oracle", *(f"rows-synthetic{suffix}" for suffix in WRITTEN)):
         source = RowSource(made[name])
         held = [set(source[row].documents.tolist()) for row in range(len(source))]
         for ordinal in range(REAL):
@@ -411,8 +428,12 @@ def test_everything_that_came_from_a_document_is_listed(made: dict[str, Artifact
     assert [pair["id"] for pair in sides["as_d1"]["accepted"]] == ["doc-5", "doc-7"]
     assert sides["as_d1"]["rejected"] == {"hub": 1} and sides["as_d2"]["rejected"] == {"near_duplicate": 1}
     assert [pair["id"] for pair in sides["as_d2"]["accepted"]] == ["doc-5"]
-    assert three["tuned"]["synthesizer"] == {"train": {"read": 2, "written": 1}}
-    assert seven["tuned"]["synthesizer"] == {"train": {"read": 1, "written": 0}}
+    assert three["tuned"]["synthesizer"] == {
+        "train": {"read": 2, "written": 1},
+        "validation": {"read": 1, "written": 2},
+    }
+    assert [sum(part.values()) for part in seven["tuned"]["synthesizer"].values()] == [1, 1]
+    assert not any(sum(part.values()) for part in test["tuned"]["synthesizer"].values())
     found = three["synthetic"]["synthetic"]
     assert [(entry["id"], entry["seed"]) for entry in found["accepted"]] == [("syn-3-0", True), ("syn-6-0", False)]
     assert [(entry["id"], entry["verdict"]) for entry in found["rejected"]] == [("syn-3-1", "too_short")]
@@ -425,8 +446,14 @@ def test_everything_that_came_from_a_document_is_listed(made: dict[str, Artifact
 def test_the_steps_that_read_a_document_are_those_of_training(made: dict[str, Artifact]) -> None:
     """Guards the takedown list: the runs, rows and steps, against all batches of all runs."""
     (told,) = derived(_trail(made), ["doc-3"])["documents"]
-    of_three = {"documents": [3], "synthetic": [0, 3], "synthetic-random": [0]}  # ordinals of accepted ones
-    for run in ("train-repetition-0", "train-sbp-0", "train-control-0", "train-oracle-0"):
+    # Ordinals of accepted ones.
+    of_three: dict[str, list[int]] = {
+        "documents": [3],
+        "synthetic": [0, 3],
+        "synthetic-random": [0],
+        "synthetic-self": [],
+    }
+    for run in (BASE, "train-sbp-0", "train-control-0", "train-self-0", "train-oracle-0"):
         plan, inputs = _plan(made, run), NODES[run].inputs
         batches = mix({name: _source(made, inputs[name]) for name in plan.rows}, plan, BATCH, 0)
         expected: Counter[tuple[str, int, int, int]] = Counter()
@@ -540,7 +567,7 @@ def test_a_terminal_of_any_width_shows_it_and_obeys_no_document(
         "syn-4-0",
         "syn-3-1",
         "syn-6-0",
-        "syn--1-0",
+        "syn-self-0",
         "doc-6",
         "train-sbp-0:3:1",
         "rows-pairs-train:0",
@@ -564,7 +591,7 @@ def test_a_terminal_of_any_width_shows_it_and_obeys_no_document(
         "3 pairs of rows-pairs-train",
         "train-sbp-0, step 3, row 1 of the batch",
         "read without loss",
-        "tuning reads it 2 and writes it 1 times",
+        "tuning reads it 2 and writes it 1 times; validation reads it 1 and writes it 2 times",
         "1 rejected, too_short 1 (syn-3-1)",
     ):
         assert said in told, said

@@ -6,12 +6,8 @@ All is read shard by shard and of each shard a few columns; what stays in memory
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sbp_jax.artifacts import Artifact
 from sbp_jax.data.rows import RowSource
@@ -20,11 +16,12 @@ from sbp_jax.errors import SbpError
 from sbp_jax.report.quotes import quoting
 from sbp_jax.report.results import rows_at
 from sbp_jax.report.trace import read_by
-from sbp_jax.report.trail import Chain, Trail, matching, real_at, real_by_id, rows, synthetic_by_id, unknown
-from sbp_jax.report.training_examples import times, tuned_on
+from sbp_jax.report.trail import Chain, Trail, holding, matching, real_at, real_by_id, rows, synthetic_by_id, unknown
+from sbp_jax.report.training_examples import times
 
 ACCEPTED = "accepted"
-LOOKED_INTO = ("split", "pairs", "pack_pairs", "tune", "synthesize", "filter", "pack", "train")
+PARTS = ("train", "validation")  # of the groups
+LOOKED_INTO = ("split", "pairs", "group", "tune", "synthesize", "filter", "pack", "train")
 NAMED = 5  # unknown ids that an error names
 Accepted = dict[int, tuple[str, list[int]]]  # synthetic documents by ordinal: the id, and the real ones it came from
 
@@ -104,12 +101,16 @@ def _add_pairs(trail: Trail, pairs: Artifact, name: str, told: dict[int, dict[st
 
 
 def _add_tuned(trail: Trail, name: str, told: dict[int, dict[str, Any]]) -> None:
-    """How many packed pairs read a document and how many write it, in tuning and in its validation."""
-    for role, part in (("pairs", "train"), ("validation", "validation")):
-        packed = trail.nodes[name].inputs[role]
-        if trail.find(packed) is not None:
-            for ordinal, counts in tuned_on(trail, packed, list(told)).items():
-                told[ordinal]["tuned"].setdefault(name, {})[part] = vars(counts)
+    """How many groups read a document, and how many write it, in tuning and in its validation."""
+    grouped = trail.nodes[trail.nodes[name].inputs["pairs"]].inputs["groups"]
+    if trail.find(name) is None:
+        return
+    for entry in told.values():
+        entry["tuned"][name] = {part: {"read": 0, "written": 0} for part in PARTS}
+    for group in holding(trail.artifact(grouped), "target", list(told)):
+        for use, ordinals in (("read", group["conditioning"]), ("written", [group["target"]])):
+            for ordinal in told.keys() & set(ordinals):
+                told[ordinal]["tuned"][name][group["part"]][use] += 1
 
 
 def _add_synthetic(trail: Trail, chain: Chain, told: dict[int, dict[str, Any]], texts: Mapping[int, str]) -> Accepted:
@@ -126,7 +127,7 @@ def _add_synthetic(trail: Trail, chain: Chain, told: dict[int, dict[str, Any]], 
         entry["synthetic"][chain.synthesized if kept is None else chain.synthetic] = groups[ordinal]
     for prefix in ("part", "rejected"):
         found: dict[int, tuple[dict[str, Any], dict[int, dict[str, Any]]]] = {}  # by ordinal: the row, and how of whom
-        for row in _that_read(artifact, list(told), prefix):
+        for row in holding(artifact, "seed", list(told), prefix):
             read = (ordinal for ordinal in read_by(row) if ordinal in told)
             found[row["ordinal"]] = row, {ordinal: {"read": True, "seed": row["seed"] == ordinal} for ordinal in read}
         for row in quoting(artifact, texts, prefix):
@@ -141,24 +142,6 @@ def _add_synthetic(trail: Trail, chain: Chain, told: dict[int, dict[str, Any]], 
             if verdict == ACCEPTED:
                 accepted[place] = row["id"], list(of)
     return accepted
-
-
-def _that_read(artifact: Artifact, ordinals: list[int], prefix: str) -> Iterator[dict[str, Any]]:
-    """The rows of synthetic documents that read one of some real documents, without their texts."""
-    sought = pa.array(ordinals, pa.int64())
-    for path in artifact.shards(".parquet", prefix):
-        with path.open("rb") as stream:
-            file = pq.ParquetFile(stream)
-            there = [name for name in ("seed", "conditioning") if name in file.schema_arrow.names]
-            table = file.read(there)
-            found = pc.is_in(table["seed"], sought).to_numpy().copy()
-            if "conditioning" in there:
-                lists = table["conditioning"].combine_chunks()
-                hits = pc.is_in(pc.list_flatten(lists), sought)
-                found[pc.list_parent_indices(lists).filter(hits).to_numpy()] = True
-            if found.any():
-                names = [name for name in ("id", "ordinal", "verdict", *there) if name in file.schema_arrow.names]
-                yield from file.read(names).filter(pa.array(found)).to_pylist()
 
 
 def _add_trained(

@@ -116,6 +116,24 @@ def matching(
                 yield file.read(None if columns is None else [name for name in columns if name in there]).filter(found)
 
 
+def holding(artifact: Artifact, column: str, ordinals: Sequence[int], prefix: str = "part") -> Iterator[dict[str, Any]]:
+    """The rows, without texts, with one of some real documents in `column` or among their `conditioning` documents."""
+    sought = pa.array(ordinals, pa.int64())
+    for path in artifact.shards(".parquet", prefix):
+        with path.open("rb") as stream:
+            file = pq.ParquetFile(stream)
+            there = [name for name in (column, "conditioning") if name in file.schema_arrow.names]
+            table = file.read(there)
+            found = pc.is_in(table[column], sought).to_numpy().copy()
+            if "conditioning" in there:
+                lists = table["conditioning"].combine_chunks()
+                hits = pc.is_in(pc.list_flatten(lists), sought)
+                found[pc.list_parent_indices(lists).filter(hits).to_numpy()] = True
+            if found.any():
+                names = [name for name in file.schema_arrow.names if name != "text"]
+                yield from file.read(names).filter(pa.array(found)).to_pylist()
+
+
 def rows(tables: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
     for table in tables:
         yield from table.to_pylist()

@@ -148,32 +148,8 @@ def times(trail: Trail, run: str, wanted: Mapping[str, Sequence[int]]) -> dict[s
     return found
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """In how many of the packed pairs a document stands: read before the one that is written, and written."""
-
-    read: int
-    written: int
-
-
-def tuned_on(trail: Trail, packed: str, ordinals: Sequence[int]) -> dict[int, Tuned]:
-    """How often packed pairs hold documents, told by their tokens: one with the very tokens of another counts as it."""
-    records, specials = _tokens(trail, packed)
-    texts = {ordinal: bytes(records[ordinal]) for ordinal in ordinals}
-    counts = {text: [0, 0] for text in texts.values()}
-    source = RowSource(trail.artifact(packed))
-    with progress(f"{packed}: pairs that hold them", len(source), "rows") as counter:
-        for index in range(len(source)):
-            row = source[index]
-            for start, stop, read in _split(row, specials):
-                if (count := counts.get(row.tokens[start:stop].tobytes())) is not None:
-                    count[0 if read else 1] += 1
-            counter.advance()
-    return {ordinal: Tuned(*counts[text]) for ordinal, text in texts.items()}
-
-
 def _pieces_of_pairs(trail: Trail, packed: str, row: Row) -> list[Piece]:
-    """The documents of a row of pairs; those that were read are known among the partners of the one written."""
+    """The documents of a row of groups; those that were read are known by their tokens among those that may be."""
     records, specials = _tokens(trail, packed)
     partners = _partners(trail, packed, np.unique(row.documents[row.documents >= 0]).tolist())
     told = []
@@ -187,12 +163,11 @@ def _pieces_of_pairs(trail: Trail, packed: str, row: Row) -> list[Piece]:
 
 
 def _partners(trail: Trail, packed: str, targets: list[int]) -> dict[int, set[int]]:
-    """Documents that may have been read before each of the targets."""
+    """Documents that are read before each of the targets, in one group or another."""
     partners: dict[int, set[int]] = {target: set() for target in targets}
-    pairs = trail.artifact(trail.nodes[packed].inputs["pairs"])
-    for pair in rows(matching(pairs, "d2", targets, ["d1", "d2", "verdict"])):
-        if pair["verdict"] == "accepted":
-            partners[pair["d2"]].add(pair["d1"])
+    groups = trail.artifact(trail.nodes[packed].inputs["groups"])
+    for group in rows(matching(groups, "target", targets, ["target", "conditioning"])):
+        partners[group["target"]].update(group["conditioning"])
     return partners
 
 
