@@ -291,7 +291,7 @@ def test_a_terminal_of_any_width_shows_it_and_obeys_no_document(
     assert "\x1b" not in told and "<script>" in told
     for said in (
         "[[" + words_of(TEXTS[3], 5, 6),
-        "syn-4-0, copied",
+        "syn-4-0 of synthetic, copied",
         "to its nearest partner 0.750",
         "none: nothing was read before it was written",
         "log-probability -2.500 nats a token",
@@ -326,7 +326,7 @@ def test_trace_is_a_command_for_people_and_programs(
         json.dumps([trace(trail_of(made), asked, False) for asked in ("syn-6-0", "train-sbp-0:1:0")])
     )
     status, out, _ = command("syn-6-0")
-    assert status == 0 and "syn-6-0, accepted" in out and "\x1b" not in out
+    assert status == 0 and "syn-6-0 of synthetic, accepted" in out and "\x1b" not in out
     (tmp_path / "ids.txt").write_text("doc-3\n\n doc-7 \n")
     for arguments in (["--from", f"@{tmp_path}/ids.txt", "--json"], ["--json", "--from", "doc-3", "doc-7"]):
         status, out, _ = command(*arguments)

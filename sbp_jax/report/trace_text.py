@@ -82,7 +82,7 @@ def _lines(document: dict[str, Any], most: int) -> Iterator[tuple[str, str]]:
             told = f"{len({row for entry in found for row in entry['rows']}):,} rows of {rows_name}"
             if all("steps" in entry for entry in found):
                 steps = sorted({step for entry in found for step, _ in entry["steps"]})
-                told += f", read at {len(steps):,} steps{_listed([str(step) for step in steps], most)}"
+                told += f", read at {len(steps):,} {'step' if len(steps) == 1 else 'steps'}{_listed([str(step) for step in steps], most)}"
             yield run, told
 
 
@@ -106,7 +106,7 @@ def _show_real(document: dict[str, Any], console: Console, limit: int, marks: bo
 def _show_synthetic(document: dict[str, Any], console: Console, limit: int, marks: bool) -> None:
     read = sorted(document["read"], key=lambda entry: not entry["seed"])
     nearest = document.get("nearest", {})
-    title = f"{document['id']}, {document['verdict'] or 'not filtered yet'}"
+    title = f"{document['id']} of {document['instance']}, {document['verdict'] or 'not filtered yet'}"
     shown: set[int] = set()
     if read:
         texts = [(title, document["text"]), (f"its seed {_title(read[0])}", read[0]["text"])]
