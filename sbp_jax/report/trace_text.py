@@ -82,7 +82,8 @@ def _lines(document: dict[str, Any], most: int) -> Iterator[tuple[str, str]]:
             told = f"{len({row for entry in found for row in entry['rows']}):,} rows of {rows_name}"
             if all("steps" in entry for entry in found):
                 steps = sorted({step for entry in found for step, _ in entry["steps"]})
-                told += f", read at {len(steps):,} {'step' if len(steps) == 1 else 'steps'}{_listed([str(step) for step in steps], most)}"
+                noun = "step" if len(steps) == 1 else "steps"
+                told += f", read at {len(steps):,} {noun}{_listed([str(step) for step in steps], most)}"
             yield run, told
 
 
