@@ -1,4 +1,5 @@
-"""The command line: `sbp run | status | config | plan | clean | report | export | import | pairs inspect | STAGE`."""
+"""The command line: `sbp run | status | config | plan | clean | report | export | import | pairs inspect | trace`, and
+`sbp STAGE` for one stage alone."""
 
 import argparse
 import json
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
 from sbp_jax.planning.command import add_options, add_pair_options
+from sbp_jax.report import trace_command
 
 if TYPE_CHECKING:
     from sbp_jax.pipeline import Pipeline
@@ -210,6 +212,11 @@ def _inspect(options: argparse.Namespace) -> None:
     pair_text.show(told, samples, console if console.is_terminal else Console(highlight=False, width=PIPED))
 
 
+def _trace(options: argparse.Namespace) -> None:
+    pipeline = _pipeline(options)
+    trace_command.run(options, pipeline.experiment, pipeline.nodes, pipeline.artifact, str(pipeline.workdir))
+
+
 def _print_report(pipeline: "Pipeline", as_json: bool = False) -> None:
     from sbp_jax.report import summary
 
@@ -278,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
         *("--verdict", "-v"), action="append", metavar="NAME", help="sample this verdict alone; may be repeated"
     )
     inspected.add_argument("--json", action="store_true", help="print JSON, the texts of the samples included")
+    trace_command.add_options(add("trace", trace_command.HELP, _trace))
     exported = add("export", "write a finished model with its tokenizer as a Hugging Face folder", _export)
     exported.add_argument("--model", required=True, metavar="NAME", help="an arm, a stage instance, or synthesizer")
     exported.add_argument("--to", required=True, metavar="FOLDER", help="a folder that is empty or not there yet")

@@ -1,5 +1,6 @@
 """The quickstart's tiny variant, from documents to a report, on the real components."""
 
+import functools
 import gzip
 import json
 import os
@@ -10,13 +11,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sbp_jax.artifacts import Artifact, parquet
+from sbp_jax.data.rows import Row, RowSource
 from sbp_jax.experiments import load
 from sbp_jax.pipeline import Pipeline
+from sbp_jax.report.takedown import derived
+from sbp_jax.report.trace import trace
+from sbp_jax.report.trail import Trail
+from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.training.metrics import TIMING, read_metrics
 
 CONFIG = "configs/quickstart.py"
@@ -35,6 +42,17 @@ def artifacts(workdir: Path) -> dict[str, Artifact]:
     found = {name: pipeline.artifact(name) for name in pipeline.nodes}
     assert all(found.values()), [name for name, artifact in found.items() if artifact is None]
     return found
+
+
+def trail_of(workdir: Path) -> Trail:
+    pipeline = Pipeline(load(CONFIG, tiny=True), str(workdir))
+    return Trail(pipeline.experiment, pipeline.nodes, functools.cache(pipeline.artifact), str(workdir))
+
+
+def group_targets(row: Row) -> list[int]:
+    """The documents that a row of groups writes, one for each group."""
+    starts = np.flatnonzero(np.diff(row.segments, prepend=0) > 0)
+    return row.documents[starts].tolist()
 
 
 def numbers(made: dict[str, Artifact]) -> dict[str, object]:
@@ -94,6 +112,52 @@ def test_synthetic_documents_can_be_traced_to_their_seeds(undisturbed):
         assert splits[row["seed"]] == "capped" and ids[row["seed"]] == row["seed_id"]
         assert row["synthesizer"] == made["synthesizer"].key and row["finish"] in ("end", "length")
     assert len({(row["seed"], row["sample"]) for row in rows}) == len(rows)
+
+
+def test_every_trained_token_is_traced_to_its_document(undisturbed):
+    """Guards the chain from a batch to texts: the tokens of a traced example are those of the documents it names."""
+    trail, chance = trail_of(undisturbed), random.Random(0)
+    made = artifacts(undisturbed)
+    tokenizer = text_tokenizer.load(made["tokenizer"].file("tokenizer.json"), trail.experiment.tokenizer)
+    steps, kinds = made["train-sbp-0"].stats["steps"], set()
+    for _ in range(20):
+        asked = f"train-sbp-0:{chance.randint(1, steps)}:{chance.randrange(trail.experiment.training.batch_rows)}"
+        told = trace(trail, asked, search=False)
+        row = RowSource(made[told["example"]["rows"]])[told["example"]["row"]]
+        for document in told["documents"]:
+            kinds.add(document["kind"])
+            (tokens,) = tokenizer.encode_batch([document["text"]])
+            start, stop = document["positions"]
+            whole = np.concatenate([tokens, [tokenizer.end_of_document]]).astype("<i4").tobytes()
+            assert row.tokens[start + 1 : stop + 1].astype("<i4").tobytes() in whole
+    assert kinds == {"real", "synthetic"}
+
+
+def test_what_came_from_a_document_is_what_its_artifacts_say(undisturbed):
+    trail, made = trail_of(undisturbed), artifacts(undisturbed)
+    accepted = parquet.read(made["synthetic"]).to_pylist()
+    pairs = [row for row in parquet.read(made["pairs"]).to_pylist() if row["verdict"] == "accepted"]
+    seeds = sorted({row["seed"] for row in accepted})[:3]
+    ids = [row["seed_id"] for seed in seeds for row in accepted if row["seed"] == seed]
+    told = derived(trail, ids)
+    assert told["not_complete"] == [] and [entry["ordinal"] for entry in told["documents"]] == seeds
+    source, packed = RowSource(made["rows-pairs-train"]), made["rows-pairs-train"].rows
+    written = [group_targets(source[row]) for row in range(packed)]
+    for entry in told["documents"]:
+        ordinal, found = entry["ordinal"], entry["synthetic"]["synthetic"]
+        read = [row["id"] for row in accepted if ordinal in (row.get("conditioning") or [row["seed"]])]
+        assert [row["id"] for row in found["accepted"] if row["read"]] == read
+        sides = entry["pairs"]["pairs"]
+        for side, other in (("d1", "d2"), ("d2", "d1")):
+            expected = sorted(row[other] for row in pairs if row[side] == ordinal)
+            assert sorted(pair["ordinal"] for pair in sides[f"as_{side}"]["accepted"]) == expected
+        assert set(entry["trained"]) == {"train-repetition-0", "train-sbp-0", "train-oracle-0"}
+        targets = [documents for row in range(packed) for documents in written[row] if documents == ordinal]
+        assert entry["tuned"]["synthesizer"]["train"]["written"] == len(targets)
+    document = trace(trail, f"synthetic:{accepted[0]['id']}")["documents"][0]
+    assert (
+        document["nearest"]["by_meaning"]["ordinal"] >= 0 and document["checkpoint"]["key"] == made["synthesizer"].key
+    )
 
 
 def test_a_second_run_does_nothing_again(undisturbed):

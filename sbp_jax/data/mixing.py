@@ -59,18 +59,37 @@ def mix(
     Args:
       part: the rows of every batch to read, such as those of one host; None: all.
     """
+    sources = {name: grain.MapDataset.source(streams[name]) for name in plan.rows}
+    mixed = _mixed(sources, plan, seed, _labeller)
+    if part is not None:
+        mixed = grain.MapDataset.select_from_datasets([mixed], _Part(len(mixed) // batch_rows, batch_rows, part))
+    return mixed.batch(batch_rows if part is None else len(part), drop_remainder=True)
+
+
+def places(plan: Plan, seed: int) -> grain.MapDataset:
+    """Which row stands at each place of a run that `mix` orders: index of its stream in `plan.rows`, row of the stream.
+
+    Row r of the batch of step s, counted from 1, stands at place (s - 1) * batch_rows + r.
+    """
+
+    def name(index: int) -> Any:
+        return lambda row: (index, row)
+
+    return _mixed({name: grain.MapDataset.range(plan.available[name]) for name in plan.rows}, plan, seed, name)
+
+
+def _mixed(sources: Mapping[str, grain.MapDataset], plan: Plan, seed: int, labeller: Any) -> grain.MapDataset:
+    """The rows of a run in order, each as `labeller` of its stream's index makes it."""
     mixed: grain.MapDataset | None = None
     for index, (name, rows) in enumerate(plan.rows.items()):
-        shuffled = grain.MapDataset.source(streams[name]).shuffle(seed=seed + index).repeat()
-        labelled = shuffled[:rows].map(_labeller(index))
+        shuffled = sources[name].shuffle(seed=seed + index).repeat()
+        labelled = shuffled[:rows].map(labeller(index))
         if mixed is None:
             mixed = labelled
         else:
             mixed = grain.MapDataset.select_from_datasets([mixed, labelled], _Interleave(len(mixed), rows))
     assert mixed is not None
-    if part is not None:
-        mixed = grain.MapDataset.select_from_datasets([mixed], _Part(len(mixed) // batch_rows, batch_rows, part))
-    return mixed.batch(batch_rows if part is None else len(part), drop_remainder=True)
+    return mixed
 
 
 class _Interleave:

@@ -139,18 +139,34 @@ def _screened(screened: dict[str, Any]) -> Table:
 
 
 def _pair(row: dict[str, Any], width: int, marks: bool) -> RenderableType:
+    texts = [(row[f"{name}_id"], row[f"{name}_text"]) for name in ("d1", "d2")]
+    return Group(side_by_side(texts, width, marks), Text(facts(row), "bright_black"))
+
+
+def side_by_side(texts: list[tuple[str, str]], width: int, marks: bool, limit: int = SHOWN) -> RenderableType:
+    """Two documents, (title, text) each, next to each other where they fit, with the shingles marked that both have.
+
+    Args:
+      width: columns of the terminal.
+      marks: whether shared runs stand in [[ ]], for want of colours.
+      limit: characters of each that are shown.
+    """
     side = (width - 1) // 2 if width >= SIDE_BY_SIDE else width
-    panels = []
-    for name, other in (("d1", "d2"), ("d2", "d1")):
-        content = Text()
-        for piece, kind in excerpt(row[f"{name}_text"], row[f"{other}_text"], SHOWN):
-            piece = " ".join(printable(piece).split(" ")).replace("\n\n", "\n")
-            if kind == "run" and marks:
-                content.append(f"[[{piece}]]")
-            else:
-                content.append(piece, {"run": "black on yellow", "gap": "bright_black"}.get(kind, ""))
-        panels.append(Panel(content, title=Text(printable(row[f"{name}_id"])), title_align="left", width=side))
-    return Group(Columns(panels, padding=(0, 1)) if side < width else Group(*panels), Text(facts(row), "bright_black"))
+    (first, one), (second, other) = texts
+    panels = [panel(first, one, other, side, marks, limit), panel(second, other, one, side, marks, limit)]
+    return Columns(panels, padding=(0, 1)) if side < width else Group(*panels)
+
+
+def panel(title: str, text: str, other: str, width: int, marks: bool, limit: int = SHOWN) -> Panel:
+    """One document, with the shingles marked that another text has too."""
+    content = Text()
+    for piece, kind in excerpt(text, other, limit):
+        piece = " ".join(printable(piece).split(" ")).replace("\n\n", "\n")
+        if kind == "run" and marks:
+            content.append(f"[[{piece}]]")
+        else:
+            content.append(piece, {"run": "black on yellow", "gap": "bright_black"}.get(kind, ""))
+    return Panel(content, title=Text(printable(title)), title_align="left", width=width)
 
 
 def facts(row: dict[str, Any]) -> str:

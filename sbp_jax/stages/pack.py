@@ -10,6 +10,7 @@ from sbp_jax.config import Execution, Tokenizer
 from sbp_jax.data.packing import pack
 from sbp_jax.data.rows import write_rows
 from sbp_jax.data.splits import members
+from sbp_jax.data.stream_order import shuffled
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import Counter, progress
 from sbp_jax.text.tokenizer import load
@@ -38,7 +39,7 @@ def run(
     Raises:
       SbpError: an unknown stream, or one without documents.
     """
-    ordinals = _shuffle(_members(splits, stream, tokens))
+    ordinals = shuffled(_members(splits, stream, tokens))
     if len(ordinals) == 0:
         raise SbpError(f"{output.label}: the {stream} stream has no documents; enlarge its split")
     end_of_document = load(tokenizer.file("tokenizer.json"), settings).end_of_document
@@ -54,14 +55,6 @@ def _members(splits: Artifact | None, stream: str, tokens: Artifact) -> np.ndarr
     if splits is None or stream not in STREAMS:
         raise SbpError(f"unknown stream {stream!r}: with splits one of {', '.join(STREAMS)}, without them synthetic")
     return members(splits, *STREAMS[stream])
-
-
-def _shuffle(ordinals: np.ndarray) -> np.ndarray:
-    """Orders ordinals by the SplitMix64 finalizer (Steele, Lea and Flood 2014), a bijection: there are no ties."""
-    mixed = ordinals.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ordinals[np.argsort(mixed ^ (mixed >> np.uint64(31)))]
 
 
 def _tokens(tokens: Artifact, ordinals: np.ndarray, counter: Counter) -> Iterator[tuple[int, np.ndarray]]:
