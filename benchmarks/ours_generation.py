@@ -9,7 +9,6 @@ python benchmarks/ours_generation.py bandwidth [--slots 64 128 256]     # a 3B m
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from dataclasses import replace
@@ -122,8 +121,8 @@ def bandwidth(sizes: list[int], steps: int) -> None:
     """Decoding with full slots, beside what reading the weights and the cache once a token would take.
 
     The bound counts every matrix once a step, and the keys and values that the slots hold; of the embedding the rows
-    that are looked up are as good as nothing. Two bandwidths: that of going over an array in the same run, bytes read and
-    written, and that of the datasheet.
+    that are looked up are as good as nothing. Two bandwidths: that of going over an array in the same run, bytes read
+    and written, and that of the datasheet.
     """
     device = jax.devices()[0]
     mesh = build_mesh(MeshShape(1, 1, 1), [device])

@@ -245,6 +245,7 @@ class Execution:
     vllm_python: str | None = None  # the Python of an environment with vLLM
     slots: int = 64  # sequences generated at the same time
     decode_steps: int = 16  # tokens generated between two looks at what has finished
+    cache_tokens: int | None = None  # that the slots hold together; past it the latest begin again; None: no limit
 
 
 BASE_ARM, ORACLE_ARM = "repetition", "oracle"  # gap closed is measured between them; the first makes the base model

@@ -168,6 +168,7 @@ def check(experiment: Experiment) -> None:
         "neighbors.leaves_to_search": experiment.neighbors.leaves_to_search,
         "neighbors.reorder": experiment.neighbors.reorder,
         "execution.checkpoint_every": execution.checkpoint_every,
+        "execution.cache_tokens": execution.cache_tokens,
         "execution.keep_every": execution.keep_every,
         "execution.profile_from": execution.profile_from,
         "model.rope_scaling.factor": None if model.rope_scaling is None else model.rope_scaling.factor,

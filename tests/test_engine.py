@@ -143,7 +143,8 @@ def test_with_few_pages_the_latest_requests_begin_again_and_all_texts_are_the_sa
     """Guards against pages that two slots hold, or tokens of a request that lost its slot."""
     requests = _requests(40, Sampling(top_p=0.95), GREEDY)
     expected, engine = _engine(parameters), _engine(parameters, cache_tokens=640, ahead=True)
-    for few, many in zip(*(sorted(e.generate(requests), key=lambda done: done.request.number) for e in (engine, expected))):
+    done = (sorted(e.generate(requests), key=lambda done: done.request.number) for e in (engine, expected))
+    for few, many in zip(*done, strict=True):
         assert (few.tokens.tolist(), few.finish, few.logprob) == (many.tokens.tolist(), many.finish, many.logprob)
     assert engine.work.put_back > 0
 

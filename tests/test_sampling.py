@@ -92,7 +92,9 @@ def test_logits_that_are_no_numbers_are_reported_and_end_the_search() -> None:
     logits = np.stack([_logits(1)] * 3)
     logits[1, 7], logits[2, 7] = np.nan, np.inf
     keys = row_keys(0, jnp.zeros((3, 3), jnp.uint32))
-    _, _, finite = jax.jit(lambda: sample(jnp.asarray(logits), keys, jnp.ones(VOCABULARY, bool), *_limits(3, 1.0, 0.9)))()
+    _, _, finite = jax.jit(
+        lambda: sample(jnp.asarray(logits), keys, jnp.ones(VOCABULARY, bool), *_limits(3, 1.0, 0.9))
+    )()
     np.testing.assert_array_equal(finite, [True, False, False])
 
 
@@ -113,7 +115,10 @@ def test_each_row_has_its_own_limits_and_none_of_them_reaches_another() -> None:
     together = sample(jnp.asarray(logits), keys, jnp.asarray(valid), *limits)[0]
     for row in range(4):
         alone = sample(
-            jnp.asarray(logits[row : row + 1]), keys[row : row + 1], jnp.asarray(valid), *(x[row : row + 1] for x in limits)
+            jnp.asarray(logits[row : row + 1]),
+            keys[row : row + 1],
+            jnp.asarray(valid),
+            *(x[row : row + 1] for x in limits),
         )
         assert alone[0][0] == together[row]
     assert together[0] == logits[0].argmax()

@@ -84,7 +84,10 @@ def _inputs(folder: Path) -> dict[str, Artifact]:
         "model": model,
         "pairs": pairs,
     }
-    return {name: output.finish({"best_step": 7}) for name, output in outputs.items()} | {"capped": capped, "oracle": oracle}
+    return {name: output.finish({"best_step": 7}) for name, output in outputs.items()} | {
+        "capped": capped,
+        "oracle": oracle,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +250,14 @@ def test_an_error_of_one_copy_stops_all(inputs: dict[str, Artifact]) -> None:
 
 
 def test_without_memory_there_are_fewer_slots_and_the_run_says_so(
-    tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    tmp_path: Path,
+    whole: Artifact,
+    inputs: dict[str, Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     """Guards against documents that are lost or written twice when memory runs out, at the start or half-way."""
-    build = synthesize._engines
+    build = synthesize.start
 
     def exhaust() -> None:
         jax.block_until_ready(jax.numpy.zeros(1 << 50, np.int8))
@@ -272,7 +279,7 @@ def test_without_memory_there_are_fewer_slots_and_the_run_says_so(
         engines = build(*arguments)  # type: ignore[arg-type]
         return [RunsOut(engine) for engine in engines] if slots == 16 else engines  # type: ignore[misc]
 
-    monkeypatch.setattr(synthesize, "_engines", tight)
+    monkeypatch.setattr(synthesize, "start", tight)
     _run(tmp_path, inputs, execution=replace(EXECUTION, slots=32))
     said = capfd.readouterr().err
     assert "synthesize: not memory enough for 32 slots: going on with 16" in said

@@ -3,12 +3,12 @@
 Legend: B slots, Z pages that a slot can hold, T tokens of one call, V vocabulary, W periods looked for.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Int
 
 from sbp_jax.config import Model
 from sbp_jax.generation.loops import PERIOD, copies_of
@@ -35,13 +35,13 @@ class Rows(NamedTuple):
       top_k: int32 [B].
     """
 
-    tokens: Array
-    positions: Array
-    remaining: Array
-    origins: Array
-    temperature: Array
-    top_p: Array
-    top_k: Array
+    tokens: Array | np.ndarray
+    positions: Array | np.ndarray
+    remaining: Array | np.ndarray
+    origins: Array | np.ndarray
+    temperature: Array | np.ndarray
+    top_p: Array | np.ndarray
+    top_k: Array | np.ndarray
 
 
 class Slots(NamedTuple):
@@ -55,9 +55,9 @@ class Slots(NamedTuple):
     """
 
     rows: Rows
-    window: Array
-    matches: Array
-    logprobs: Array
+    window: Array | np.ndarray
+    matches: Array | np.ndarray
+    logprobs: Array | np.ndarray
 
 
 class Outputs(NamedTuple):
@@ -82,13 +82,18 @@ class Outputs(NamedTuple):
 
 def idle_rows(count: int) -> Rows:
     """Host arrays for slots that generate nothing."""
-    integers, floats = (np.zeros(count, np.int32) for _ in range(4)), (np.ones(count, np.float32) for _ in range(2))
-    tokens, positions, remaining, top_k = integers
-    return Rows(tokens, positions, remaining, np.zeros((count, 3), np.uint32), *floats, top_k)
+    tokens, positions, remaining, top_k = (np.zeros(count, np.int32) for _ in range(4))
+    temperature, top_p = (np.ones(count, np.float32) for _ in range(2))
+    return Rows(tokens, positions, remaining, np.zeros((count, 3), np.uint32), temperature, top_p, top_k)
 
 
 def idle_slots(count: int) -> Slots:
-    return Slots(idle_rows(count), np.full((count, PERIOD), -1, np.int32), np.zeros((count, PERIOD), np.int32), np.zeros(count, np.float32))
+    return Slots(
+        idle_rows(count),
+        np.full((count, PERIOD), -1, np.int32),
+        np.zeros((count, PERIOD), np.int32),
+        np.zeros(count, np.float32),
+    )
 
 
 def decode(

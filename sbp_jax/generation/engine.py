@@ -222,9 +222,7 @@ class Engine:
                 given_up.append(last)
         return given_up
 
-    def _admit(
-        self, busy: dict[int, _Entry], free: list[int], ready: deque[Request]
-    ) -> list[tuple[int, Request]]:
+    def _admit(self, busy: dict[int, _Entry], free: list[int], ready: deque[Request]) -> list[tuple[int, Request]]:
         """Puts requests into free slots, as long as there are pages."""
         taken = []
         while free and ready:
@@ -242,7 +240,7 @@ class Engine:
         if not 0 < length < self.context or request.limit < 1:
             raise SbpError(
                 f"seed document {request.ordinal} has a prompt of {length} tokens and {request.limit} to generate;"
-                f" {self.name} is to read and write {self.context} in all: leave such seeds out, or raise tuning.context"
+                f" {self.name} is to read and write {self.context} in all: leave it out, or raise tuning.context"
             )
         return request
 
@@ -309,11 +307,13 @@ class Engine:
                     f"{self.name} gives logits that are no finite numbers for seed document {request.ordinal},"
                     f" sample {request.sample}; its training diverged: lower tuning.peak_lr, or use another checkpoint"
                 )
-            entry.pieces.append(found.tokens[slot, :count].copy())
+            entry.pieces.append(np.array(found.tokens[slot, :count]))
             self.work.generated += count
             if found.finish[slot] != RUNNING:
                 entry.done = True
                 tokens = np.concatenate(entry.pieces)
                 finish = FINISH[int(found.finish[slot])]
-                yield slot, Completion(request, tokens[: len(tokens) - (finish == "end")], finish, float(found.logprobs[slot]))
-
+                yield (
+                    slot,
+                    Completion(request, tokens[: len(tokens) - (finish == "end")], finish, float(found.logprobs[slot])),
+                )

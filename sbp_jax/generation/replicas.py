@@ -34,8 +34,8 @@ def meshes(sizes: MeshShape) -> list[Mesh]:
     copies = len(devices) // cut if sizes.data == -1 or jax.process_count() > 1 else sizes.data
     if cut < 1 or copies < 1 or copies * cut > len(devices):
         raise SbpError(
-            f"execution.mesh cuts a model into {sizes.fsdp} x {sizes.tensor} parts, and {copies or 'no'} copies of it do"
-            f" not fit the {len(devices)} devices of this host; make fsdp and tensor smaller"
+            f"execution.mesh cuts a model into {sizes.fsdp} x {sizes.tensor} parts, and {copies or 'no'} copies do not"
+            f" fit the {len(devices)} devices of this host; make fsdp and tensor smaller"
         )
     each = MeshShape(1, sizes.fsdp, sizes.tensor)
     return [build_mesh(each, devices[copy * cut : (copy + 1) * cut]) for copy in range(copies)]
@@ -56,7 +56,7 @@ def generate(engines: Sequence[Generator], work: Sequence[Iterable[Request]]) ->
     done: queue.Queue[Any] = queue.Queue(maxsize=1024)
     stop = threading.Event()
 
-    def requests() -> Iterator[Request]:
+    def asked() -> Iterator[Request]:
         while not stop.is_set():
             try:
                 taken = waiting.get_nowait()
@@ -69,7 +69,7 @@ def generate(engines: Sequence[Generator], work: Sequence[Iterable[Request]]) ->
 
     def run(engine: Generator) -> None:
         try:
-            for completion in engine.generate(requests()):
+            for completion in engine.generate(asked()):
                 if stop.is_set():
                     return
                 done.put(completion)

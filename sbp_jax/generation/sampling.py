@@ -66,9 +66,7 @@ def sample(
     return tokens_B, chosen_B - greatest_B - jnp.log(sums_B), finite_B
 
 
-def _truncated(
-    weights_BV: Array, keys_B: Array, top_p_B: Array, top_k_B: Array, best_B: Array, done_B: Array
-) -> Array:
+def _truncated(weights_BV: Array, keys_B: Array, top_p_B: Array, top_k_B: Array, best_B: Array, done_B: Array) -> Array:
     """Draws by rejection, without a sort; a row that is done keeps its best token.
 
     A token is in the nucleus if those more probable hold less than top_p, and among the first top_k if fewer than that

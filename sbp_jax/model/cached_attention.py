@@ -131,7 +131,9 @@ def xla(query_BKGTH: Array, pages: Pages, held: Held) -> State:
     parts = []
     for start in range(0, count, size):
         end = min(start + size, count)
-        parts.append(jax.lax.cond(start < held.used, lambda s=start, e=end: look(s, e), lambda s=start, e=end: nothing(s, e)))
+        parts.append(
+            jax.lax.cond(start < held.used, lambda s=start, e=end: look(s, e), lambda s=start, e=end: nothing(s, e))
+        )
     greatest_NKG, sums_NKG, attended_NKGH = (jnp.concatenate(part) for part in zip(*parts, strict=True))
     has_BZ = held.table_BZ < count
     greatest_BZKG = jnp.where(has_BZ[..., None, None], greatest_NKG.at[held.table_BZ].get(mode="clip"), MASKED)
@@ -144,5 +146,7 @@ def xla(query_BKGTH: Array, pages: Pages, held: Held) -> State:
         scale_BKG = jax.lax.dynamic_index_in_dim(scale_BZKG, z, axis=1, keepdims=False)
         return attended_BKGH + attended_NKGH.at[own_B].get(mode="clip") * scale_BKG[..., None]
 
-    attended_BKGH = jax.lax.fori_loop(0, has_BZ.shape[1], add, jnp.zeros_like(query_BKGH, jnp.float32), unroll=min(16, has_BZ.shape[1]))
+    attended_BKGH = jax.lax.fori_loop(
+        0, has_BZ.shape[1], add, jnp.zeros_like(query_BKGH, jnp.float32), unroll=min(16, has_BZ.shape[1])
+    )
     return greatest_BKG[..., None], sums_BKG[..., None], attended_BKGH[..., None, :]

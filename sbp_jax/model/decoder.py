@@ -124,9 +124,7 @@ def embed(config: Model, table_VD: Float[Array, "V D"], tokens_BT: Int[Array, "*
     return constrain(x_BTD, "batch", *(None,) * (x_BTD.ndim - 1))
 
 
-def logits(
-    vocabulary: int, normed_BTD: Float[Array, "*B D"], table_VD: Float[Array, "V D"]
-) -> Float[Array, "*B V"]:
+def logits(vocabulary: int, normed_BTD: Float[Array, "*B D"], table_VD: Float[Array, "V D"]) -> Float[Array, "*B V"]:
     """Next-token logits in float32, those of rows that pad the table made impossible."""
     logits_BTV = jnp.einsum("...d,vd->...v", normed_BTD, table_VD, preferred_element_type=jnp.float32)
     return mask_padding(logits_BTV, vocabulary)

@@ -1,7 +1,7 @@
 """The decoder with the keys and values of what it has read kept: prompts by blocks, then token by token.
 
-Keys and values lie in pages, as in Kwon et al. 2023: a page holds those of one sequence at C positions, and a table says
-which pages a slot holds. Layers are compiled one after the other, each with arrays of its own: what is cut out of a
+Keys and values lie in pages (Kwon et al. 2023): a page holds those of one sequence at C positions, and a table says which
+pages a slot holds. Layers are compiled one after the other, each with arrays of its own: what is cut out of a
 stack would be a copy. What a row computes does not depend on the other rows, nor on which pages it was given.
 
 Legend: B slots, N pages, C positions of a page, Z pages that a slot can hold, M blocks of prompts with P tokens each,
@@ -38,7 +38,9 @@ def by_layer(parameters: Parameters) -> Parameters:
     """Parameters whose layers are a tuple instead of a stack; takes arrays of host or devices, and abstract ones."""
     stack = parameters["layers"]
     count = jax.tree.leaves(stack)[0].shape[0]
-    return parameters | {"layers": tuple(jax.tree.map(lambda leaf, n=n: _of_layer(leaf, n), stack) for n in range(count))}
+    return parameters | {
+        "layers": tuple(jax.tree.map(lambda leaf, n=n: _of_layer(leaf, n), stack) for n in range(count))
+    }
 
 
 def _of_layer(leaf: Any, number: int) -> Any:
@@ -164,7 +166,8 @@ def _write(cache: Pages, key_MPKH: Array, value_MPKH: Array, own_M: Array, withi
         return jax.lax.scatter(whole, places_M2, part, dimensions, mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
 
     return Pages(
-        scatter(cache.keys, key_MPKH.transpose(0, 2, 3, 1), 3), scatter(cache.values, value_MPKH.transpose(0, 2, 1, 3), 2)
+        scatter(cache.keys, key_MPKH.transpose(0, 2, 3, 1), 3),
+        scatter(cache.values, value_MPKH.transpose(0, 2, 1, 3), 2),
     )
 
 

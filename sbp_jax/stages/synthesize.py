@@ -24,12 +24,10 @@ from sbp_jax.data.splits import members
 from sbp_jax.data.synthetic import FINISHES, SCHEMA
 from sbp_jax.errors import SbpError
 from sbp_jax.generation import replicas
-from sbp_jax.generation.engine import Engine
 from sbp_jax.generation.journal import Journal
 from sbp_jax.generation.requests import Completion, Request, Sampling
+from sbp_jax.generation.start import start
 from sbp_jax.model import huggingface
-from sbp_jax.model.parameters import abstract, to_compute_dtype
-from sbp_jax.parallel import hosts
 from sbp_jax.progress import progress
 from sbp_jax.text.template import prompt
 from sbp_jax.text.tokenizer import TextTokenizer, load
@@ -90,7 +88,11 @@ def run(
     stats = {} if pairs is None else {"seeds": len(source.seeds), **source.left_out}
     if ranges:
         ids = parquet.read(documents, ["id"])["id"]
-        lineage: dict[str, Any] = {"synthesizer": model.key, "step": model.stats.get("best_step"), "engine": "jax"}
+        lineage: dict[str, Any] = {
+            "synthesizer": model.key,
+            "step": model.stats.get("best_step"),
+            "engine": execution.engine,
+        }
         describe = partial(_row, source, ids, lineage)
         own = sum(map(len, ranges.values()))
         with _Shards(output, ranges) as shards, progress(output.label, own, "documents") as counter:
@@ -105,7 +107,7 @@ def run(
                     shards.add(row["ordinal"] // size, row)
                     counter.advance()
 
-            build = partial(_engines, folder, decoder, text_tokenizer, synthesis.seed, context, execution)
+            build = partial(start, folder, decoder, text_tokenizer, synthesis.seed, context, execution)
             replicas.backing_off(execution.slots, build, use, lambda line: _say(f"{output.label}: {line}"))
     return output.finish(stats)
 
@@ -239,20 +241,6 @@ def _model_folder(model: Artifact, tokenizer: Artifact, conditioned: bool) -> An
     if theirs.exists() and theirs.read_bytes() != tokenizer.file("tokenizer.json").read_bytes():
         raise SbpError(f"{theirs} is not the tokenizer of this run; use the tokenizer of the model")
     return folder
-
-
-def _engines(
-    folder: Any, decoder: Model, tokenizer: TextTokenizer, seed: int, context: int, execution: Execution, slots: int
-) -> list[Engine]:
-    """An engine for each copy of the model that the devices of this host hold."""
-    engines = []
-    for mesh in replicas.meshes(execution.mesh):
-        vocabulary = huggingface.inspect(folder).vocabulary
-        target = to_compute_dtype(decoder, abstract(decoder, vocabulary, mesh))
-        parameters = huggingface.load(folder, decoder, vocabulary, mesh, target)
-        shape = {"context": context, "slots": slots, "decode_steps": execution.decode_steps}
-        engines.append(Engine(decoder, parameters, tokenizer, mesh=mesh, seed=seed, name=str(folder), **shape))
-    return engines
 
 
 def _row(source: _Source, ids: pa.ChunkedArray, lineage: dict[str, Any], completion: Completion) -> dict[str, Any]:
