@@ -35,13 +35,13 @@ class Rows(NamedTuple):
       top_k: int32 [B].
     """
 
-    tokens: Array | np.ndarray
-    positions: Array | np.ndarray
-    remaining: Array | np.ndarray
-    origins: Array | np.ndarray
-    temperature: Array | np.ndarray
-    top_p: Array | np.ndarray
-    top_k: Array | np.ndarray
+    tokens: Any
+    positions: Any
+    remaining: Any
+    origins: Any
+    temperature: Any
+    top_p: Any
+    top_k: Any
 
 
 class Slots(NamedTuple):
@@ -55,9 +55,9 @@ class Slots(NamedTuple):
     """
 
     rows: Rows
-    window: Array | np.ndarray
-    matches: Array | np.ndarray
-    logprobs: Array | np.ndarray
+    window: Any
+    matches: Any
+    logprobs: Any
 
 
 class Outputs(NamedTuple):

@@ -1,7 +1,7 @@
 """The decoder with the keys and values of what it has read kept: prompts by blocks, then token by token.
 
-Keys and values lie in pages (Kwon et al. 2023): a page holds those of one sequence at C positions, and a table says which
-pages a slot holds. Layers are compiled one after the other, each with arrays of its own: what is cut out of a
+Keys and values lie in pages (Kwon et al. 2023): a page holds those of one sequence at C positions, and a table says
+which pages a slot holds. Layers are compiled one after the other, each with arrays of its own: what is cut out of a
 stack would be a copy. What a row computes does not depend on the other rows, nor on which pages it was given.
 
 Legend: B slots, N pages, C positions of a page, Z pages that a slot can hold, M blocks of prompts with P tokens each,
