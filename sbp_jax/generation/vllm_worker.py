@@ -1,0 +1,135 @@
+"""The process that runs vLLM, started by `vllm.py` with the Python of vLLM's own environment.
+
+It imports the standard library and vLLM, nothing else of this package. One JSON object a line: the first that it reads
+is its settings, the others are requests, or `{"end": true}` after the last of some; it writes one that names its
+version, then completions as they finish. Everything else that is printed, by whomever, goes to standard error.
+
+When the requests come in does not change what is computed with what: it waits while fewer are left than fill all slots
+twice, so that a slot that becomes free always has a successor. It ends with its input, and kills its process group if
+that takes long, so that a parent killed in any way leaves nothing behind.
+"""
+
+import json
+import math
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+PATIENCE = 10  # seconds that the end may take once the input has ended
+MOST_SCORED = 128  # tokens of which vLLM gives log probabilities beside the chosen one's
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")  # not inherited by other processes
+    os.dup2(2, 1)
+    settings = json.loads(sys.stdin.readline())
+    inbox: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
+
+    def answer(message: dict) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
+    import vllm  # here, because it prints
+
+    engine = _engine(vllm, settings)
+    answer({"version": vllm.__version__})
+    banned = settings["banned"]
+    unfinished, ended = 0, False
+    while True:
+        while True:
+            starved = unfinished == 0 or (not ended and unfinished < 2 * settings["slots"])
+            try:
+                message = inbox.get(block=starved)
+            except queue.Empty:
+                break
+            if message is None:
+                return
+            ended = "end" in message
+            if ended:
+                continue
+            parameters = _parameters(vllm, message, settings)
+            try:
+                engine.add_request(str(message["number"]), {"prompt_token_ids": message["prompt"]}, parameters)
+            except ValueError as error:
+                answer({"number": message["number"], "error": str(error)})
+                continue
+            unfinished += 1
+        for output in engine.step():
+            if output.finished:
+                unfinished -= 1
+                answer({"number": int(output.request_id)} | _completion(output.outputs[0], banned))
+
+
+def _listen(inbox: "queue.SimpleQueue[dict | None]") -> None:
+    for line in sys.stdin:
+        inbox.put(json.loads(line))
+    inbox.put(None)
+    time.sleep(PATIENCE)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+
+
+def _engine(vllm: Any, settings: dict) -> Any:
+    from vllm.platforms import current_platform
+
+    given = {
+        "model": settings["folder"],
+        "skip_tokenizer_init": True,
+        "dtype": settings["dtype"],
+        "max_model_len": settings["context"],
+        "max_num_seqs": settings["slots"],
+        "tensor_parallel_size": settings["tensor"],
+        "seed": settings["seed"],
+        "hf_overrides": {"max_position_embeddings": settings["positions"]},
+        "load_format": "safetensors",
+        "generation_config": "vllm",  # the temperature of a generation_config.json is not asked for
+        "logprobs_mode": "raw_logprobs",
+        "disable_log_stats": True,
+    }
+    if current_platform.is_cpu():  # elsewhere it takes what memory there is
+        given["kv_cache_memory_bytes"] = settings["cache_bytes"]
+    return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
+
+
+def _parameters(vllm: Any, message: dict, settings: dict) -> Any:
+    """What vLLM is asked for; a bias of minus infinity is exact, and no bias is part of a raw log probability."""
+    from vllm.platforms import current_platform
+    from vllm.sampling_params import RequestOutputKind
+
+    given = {
+        "temperature": message["temperature"],
+        "top_p": message["top_p"],
+        "top_k": message["top_k"],
+        "max_tokens": message["limit"],
+        "stop_token_ids": [settings["end_of_document"]],
+        "ignore_eos": True,  # those of config.json; ours is the one above
+        "detokenize": False,
+        "output_kind": RequestOutputKind.FINAL_ONLY,
+    }
+    if current_platform.is_tpu():  # knows neither biases nor seeds of requests
+        return vllm.SamplingParams(**given, logprobs=1)
+    return vllm.SamplingParams(
+        **given,
+        seed=message["seed"],
+        flat_logprobs=True,
+        logit_bias=dict.fromkeys(settings["banned"], -math.inf),
+        logprob_token_ids=settings["banned"][:MOST_SCORED],
+    )
+
+
+def _completion(output: Any, banned: list[int]) -> dict:
+    """Tokens and their log probabilities among the tokens that may be chosen."""
+    logprobs, barred = [], set(banned)
+    for token, scored in zip(output.token_ids, output.logprobs, strict=True):
+        lost = sum(math.exp(other.logprob) for number, other in scored.items() if number in barred)
+        # What is banned loses its share; where that is all but nothing, rounding must not leave less than nothing.
+        logprobs.append(round(scored[token].logprob - math.log1p(-min(lost, 1 - 2**-24)), 6))
+    return {"tokens": list(output.token_ids), "logprobs": logprobs, "finish": output.finish_reason}
+
+
+if __name__ == "__main__":
+    main()
