@@ -82,7 +82,7 @@ $(INTEROP)/.installed: requirements.txt requirements-interop.txt requirements-sm
 	@touch $@
 
 $(VLLM)/.installed: requirements-vllm.txt | $(BIN)/python
-	@echo "Installing vLLM into $(VLLM): 3 GB, a few minutes, done once"
+	@echo "Installing vLLM into $(VLLM): 3.5 GB, a few minutes, done once"
 	@$(BIN)/python -m venv --clear $(VLLM)
 	@$(VLLM)/bin/python -m pip install --quiet --quiet -r requirements-vllm.txt
 	@$(VLLM)/bin/python -m pip uninstall --quiet --quiet --yes torchvision torchaudio torchcodec

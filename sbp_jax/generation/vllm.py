@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from sbp_jax.errors import SbpError
-from sbp_jax.generation.loops import loop_end
+from sbp_jax.generation.loops import PERIOD, copies_of, loop_end
 from sbp_jax.generation.requests import Completion, Request
 from sbp_jax.model import huggingface
 from sbp_jax.text.tokenizer import TextTokenizer
@@ -107,6 +107,7 @@ class Vllm:
             "seed": seed & (2**31 - 1),
             "end_of_document": tokenizer.end_of_document,
             "banned": self._banned,
+            "loops": [[period, period * copies_of(period)] for period in range(1, PERIOD + 1)],
             "cache_bytes": (slots + 1) * -(-context // CACHE_BLOCK) * CACHE_BLOCK * position,
         }
         self._worker: _Worker | None = None

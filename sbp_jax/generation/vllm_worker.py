@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 PATIENCE = 10  # seconds that the end may take once the input has ended
+LOOK = 32  # tokens of a text between two looks at whether it loops
 MOST_SCORED = 128  # tokens of which vLLM gives log probabilities beside the chosen one's
 
 
@@ -37,11 +38,11 @@ def main() -> None:
 
     engine = _engine(vllm, settings)
     answer({"version": vllm.__version__})
-    banned = settings["banned"]
-    unfinished, ended = 0, False
+    texts: dict[str, tuple[list[int], list[float]]] = {}  # that grow: tokens and log probabilities
+    ended = False
     while True:
         while True:
-            starved = unfinished == 0 or (not ended and unfinished < 2 * settings["slots"])
+            starved = not texts or (not ended and len(texts) < 2 * settings["slots"])
             try:
                 message = inbox.get(block=starved)
             except queue.Empty:
@@ -51,17 +52,26 @@ def main() -> None:
             ended = "end" in message
             if ended:
                 continue
-            parameters = _parameters(vllm, message, settings)
+            name, prompt = str(message["number"]), {"prompt_token_ids": message["prompt"]}
             try:
-                engine.add_request(str(message["number"]), {"prompt_token_ids": message["prompt"]}, parameters)
+                engine.add_request(name, prompt, _parameters(vllm, message, settings))
             except ValueError as error:
                 answer({"number": message["number"], "error": str(error)})
                 continue
-            unfinished += 1
+            texts[name] = ([], [])
         for output in engine.step():
-            if output.finished:
-                unfinished -= 1
-                answer({"number": int(output.request_id)} | _completion(output.outputs[0], banned))
+            tokens, logprobs = texts[output.request_id]
+            (piece,) = output.outputs
+            tokens += piece.token_ids
+            logprobs += _logprobs(piece, settings["banned"])
+            finish = piece.finish_reason
+            if not output.finished and _loops(tokens, settings["loops"]):
+                engine.abort_request([output.request_id])
+                finish = "loop"
+            if finish is not None:
+                del texts[output.request_id]
+                done = {"tokens": tokens, "logprobs": logprobs, "finish": finish}
+                answer({"number": int(output.request_id)} | done)
 
 
 def _listen(inbox: "queue.SimpleQueue[dict | None]") -> None:
@@ -88,6 +98,7 @@ def _engine(vllm: Any, settings: dict) -> Any:
         "load_format": "safetensors",
         "generation_config": "vllm",  # the temperature of a generation_config.json is not asked for
         "logprobs_mode": "raw_logprobs",
+        "stream_interval": LOOK,
         "disable_log_stats": True,
     }
     if current_platform.is_cpu():  # elsewhere it takes what memory there is
@@ -108,7 +119,7 @@ def _parameters(vllm: Any, message: dict, settings: dict) -> Any:
         "stop_token_ids": [settings["end_of_document"]],
         "ignore_eos": True,  # those of config.json; ours is the one above
         "detokenize": False,
-        "output_kind": RequestOutputKind.FINAL_ONLY,
+        "output_kind": RequestOutputKind.DELTA,
     }
     if current_platform.is_tpu():  # knows neither biases nor seeds of requests
         return vllm.SamplingParams(**given, logprobs=1)
@@ -121,14 +132,27 @@ def _parameters(vllm: Any, message: dict, settings: dict) -> Any:
     )
 
 
-def _completion(output: Any, banned: list[int]) -> dict:
-    """Tokens and their log probabilities among the tokens that may be chosen."""
+def _loops(tokens: list[int], loops: list[list[int]]) -> bool:
+    """Whether a text that still grows ends in a loop; the other side finds where that began.
+
+    Args:
+      loops: tokens of a stretch, and of all its copies.
+    """
+    last, length = tokens[-1], len(tokens)
+    return any(
+        length >= whole and tokens[-1 - period] == last and tokens[-whole:-period] == tokens[period - whole :]
+        for period, whole in loops
+    )
+
+
+def _logprobs(piece: Any, banned: list[int]) -> list[float]:
+    """Log probabilities of the chosen tokens among those that may be chosen."""
     logprobs, barred = [], set(banned)
-    for token, scored in zip(output.token_ids, output.logprobs, strict=True):
+    for token, scored in zip(piece.token_ids, piece.logprobs, strict=True):
         lost = sum(math.exp(other.logprob) for number, other in scored.items() if number in barred)
-        # What is banned loses its share; where that is all but nothing, rounding must not leave less than nothing.
+        # Where next to nothing is left, rounding must not leave less than nothing.
         logprobs.append(round(scored[token].logprob - math.log1p(-min(lost, 1 - 2**-24)), 6))
-    return {"tokens": list(output.token_ids), "logprobs": logprobs, "finish": output.finish_reason}
+    return logprobs
 
 
 if __name__ == "__main__":
