@@ -1,6 +1,6 @@
 """Greedy texts of a fixed length from vLLM: tokens/s, everything after the warm-up counted.
 
-    .venv-peers/vllm/bin/python benchmarks/peers/vllm_generate.py FOLDER PROMPTS.json --new 128 [--dtype bfloat16 --eager]
+    .venv-peers/vllm/bin/python benchmarks/peers/vllm_generate.py FOLDER PROMPTS.json [--dtype bfloat16 --eager]
 
 FOLDER is a Hugging Face model, PROMPTS.json a list of lists of token ids.
 """

@@ -84,7 +84,9 @@ class Vllm:
         if not os.access(python, os.X_OK) or not Path(python).is_file():
             raise SbpError(f"execution.vllm_python is {python}, which is no program; give the path of a bin/python")
         if not Path(folder).is_dir():
-            raise SbpError(f"vLLM reads models from local disks, and {folder} is not on one; copy it, or use engine jax")
+            raise SbpError(
+                f"vLLM reads models from local disks, and {folder} is not on one; copy it, or use engine jax"
+            )
         checkpoint = huggingface.inspect(folder)
         if checkpoint.vocabulary < tokenizer.vocab_size:
             raise SbpError(

@@ -35,6 +35,7 @@ def main() -> None:
         print(json.dumps(message), file=answers, flush=True)
 
     import vllm  # here, because it prints
+    from vllm.exceptions import VLLMClientError
 
     engine = _engine(vllm, settings)
     answer({"version": vllm.__version__})
@@ -55,7 +56,7 @@ def main() -> None:
             name, prompt = str(message["number"]), {"prompt_token_ids": message["prompt"]}
             try:
                 engine.add_request(name, prompt, _parameters(vllm, message, settings))
-            except ValueError as error:
+            except (ValueError, VLLMClientError) as error:
                 answer({"number": message["number"], "error": str(error)})
                 continue
             texts[name] = ([], [])

@@ -158,9 +158,9 @@ def test_first_tokens_have_the_frequencies_of_the_softmax(
     count, prompt = 3000, _prompt(6, 3)
     requests = [Request(n, 9, n, prompt, 1, sampling) for n in range(count)]
     drawn = [int(np.append(one.tokens, END)[0]) for one in engine.generate(requests)]
-    logits = _logits(parameters, prompt)[-1]
+    logits = _logits(parameters, prompt)[-1].astype(np.float64)
     plain = np.exp(logits - logits.max())
-    probabilities = (plain / plain.sum()) ** (1 / sampling.temperature) if sampling.temperature else plain
+    probabilities = plain ** (1 / sampling.temperature)
     probabilities /= probabilities.sum()
     order = np.argsort(-probabilities)
     kept = order[: sampling.top_k or None]
