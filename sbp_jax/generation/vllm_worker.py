@@ -21,6 +21,7 @@ from typing import Any
 
 PATIENCE = 10  # seconds that the end may take once the input has ended
 LOOK = 32  # tokens of a text between two looks at whether it loops
+READ = 2048  # tokens that are read in one step on a CPU, of any number of prompts
 MOST_SCORED = 128  # tokens of which vLLM gives log probabilities beside the chosen one's
 
 
@@ -104,6 +105,8 @@ def _engine(vllm: Any, settings: dict) -> Any:
     }
     if current_platform.is_cpu():  # elsewhere it takes what memory there is
         given["kv_cache_memory_bytes"] = settings["cache_bytes"]
+        # A prompt that is read in pieces has its random numbers rewound, which generators of a CPU cannot be.
+        given |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(READ, settings["context"])}
     return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**given))
 
 
