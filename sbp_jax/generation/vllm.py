@@ -58,7 +58,7 @@ class Vllm:
         dtype: str,
         python: str | None,
         name: str,
-        tensor: int = 1,
+        devices: int = 1,
     ):
         """Verifies what can be known before vLLM runs.
 
@@ -71,7 +71,7 @@ class Vllm:
           dtype: of activations: float32 or bfloat16.
           python: of the environment that vLLM is installed in.
           name: of the model, for messages.
-          tensor: devices that the model is divided over.
+          devices: that the model is divided over.
 
         Raises:
           SbpError: no such Python, or the model lacks rows for some tokens of the tokenizer.
@@ -105,7 +105,7 @@ class Vllm:
             "context": context,
             "positions": max(context, checkpoint.context),
             "slots": slots,
-            "tensor": tensor,
+            "devices": devices,
             "seed": seed & (2**31 - 1),
             "end_of_document": tokenizer.end_of_document,
             "banned": self._banned,

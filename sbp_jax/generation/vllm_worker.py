@@ -94,7 +94,7 @@ def _engine(vllm: Any, settings: dict) -> Any:
         "dtype": settings["dtype"],
         "max_model_len": settings["context"],
         "max_num_seqs": settings["slots"],
-        "tensor_parallel_size": settings["tensor"],
+        "tensor_parallel_size": settings["devices"],
         "seed": settings["seed"],
         "hf_overrides": {"max_position_embeddings": settings["positions"]},
         "load_format": "safetensors",

@@ -27,6 +27,7 @@ from sbp_jax.generation import replicas
 from sbp_jax.generation.engine import Engine
 from sbp_jax.generation.journal import Journal
 from sbp_jax.generation.requests import Completion, Request, Sampling
+from sbp_jax.generation.vllm import Vllm
 from sbp_jax.model import huggingface
 from sbp_jax.model.parameters import abstract, to_compute_dtype
 from sbp_jax.parallel import hosts
@@ -90,7 +91,11 @@ def run(
     stats = {} if pairs is None else {"seeds": len(source.seeds), **source.left_out}
     if ranges:
         ids = parquet.read(documents, ["id"])["id"]
-        lineage: dict[str, Any] = {"synthesizer": model.key, "step": model.stats.get("best_step"), "engine": "jax"}
+        lineage: dict[str, Any] = {
+            "synthesizer": model.key,
+            "step": model.stats.get("best_step"),
+            "engine": execution.engine,
+        }
         describe = partial(_row, source, ids, lineage)
         own = sum(map(len, ranges.values()))
         with _Shards(output, ranges) as shards, progress(output.label, own, "documents") as counter:
@@ -243,8 +248,12 @@ def _model_folder(model: Artifact, tokenizer: Artifact, conditioned: bool) -> An
 
 def _engines(
     folder: Any, decoder: Model, tokenizer: TextTokenizer, seed: int, context: int, execution: Execution, slots: int
-) -> list[Engine]:
-    """An engine for each copy of the model that the devices of this host hold."""
+) -> Sequence[replicas.Generator]:
+    """An engine for each copy of the model that the devices of this host hold; of vLLM one, which takes its own."""
+    if execution.engine == "vllm":
+        devices, python = execution.mesh.fsdp * execution.mesh.tensor, execution.vllm_python
+        shape = {"context": context, "slots": slots, "devices": devices}
+        return [Vllm(folder, tokenizer, seed=seed, dtype=decoder.dtype, python=python, name=str(folder), **shape)]
     engines = []
     for mesh in replicas.meshes(execution.mesh):
         vocabulary = huggingface.inspect(folder).vocabulary

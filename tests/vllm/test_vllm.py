@@ -15,10 +15,9 @@ import pytest
 from etils import epath
 from scipy.stats import chisquare
 
-from sbp_jax.config import MeshShape, Model, Synthesis
+from sbp_jax.config import MeshShape, Model
 from sbp_jax.errors import SbpError
 from sbp_jax.generation.engine import Engine
-from sbp_jax.generation.loops import loop_end
 from sbp_jax.generation.requests import Completion, Request, Sampling
 from sbp_jax.generation.vllm import Vllm
 from sbp_jax.model import huggingface
@@ -84,10 +83,10 @@ def _by_number(completions: Iterator[Completion]) -> list[Completion]:
 
 
 def _ours(parameters: Parameters, requests: list[Request]) -> list[Completion]:
-    """Greedy texts of the JAX engine."""
-    shape = {"context": CONTEXT, "mesh": build_mesh(MeshShape()), "slots": SLOTS, "decode_steps": 8}
-    made = Engine(CONFIG, parameters, TOKENIZER, Synthesis(temperature=0.0), name="weights", **shape)  # type: ignore[arg-type]
-    return _by_number(made.generate(requests))  # type: ignore[arg-type]
+    mesh = build_mesh(MeshShape(), jax.devices()[:1])
+    shape = {"context": CONTEXT, "mesh": mesh, "slots": SLOTS, "decode_steps": 8, "seed": 7}
+    made = Engine(CONFIG, parameters, TOKENIZER, name="weights", **shape)  # type: ignore[arg-type]
+    return _by_number(made.generate(requests))
 
 
 @jax.jit
@@ -109,20 +108,19 @@ def test_greedy_texts_are_those_of_the_jax_engine(parameters: Parameters, engine
     requests = _requests(40, GREEDY)
     compared, finishes = 0, set()
     for theirs, ours in zip(_by_number(engine.generate(requests)), _ours(parameters, requests), strict=True):
-        end = loop_end(ours.tokens)
-        expected = ours.tokens if end is None else ours.tokens[:end]
-        request, shared = theirs.request, min(len(theirs.tokens), len(expected))
-        differing = np.flatnonzero(theirs.tokens[:shared] != expected[:shared])
+        request, shared = theirs.request, min(len(theirs.tokens), len(ours.tokens))
         sequence = np.concatenate([request.prompt, theirs.tokens])
         logits = _logits(parameters, sequence)[len(request.prompt) - 1 :]
-        if len(differing) or len(theirs.tokens) != len(expected):
+        differing = np.flatnonzero(theirs.tokens[:shared] != ours.tokens[:shared])
+        if len(differing) or len(theirs.tokens) != len(ours.tokens):
             first = int(differing[0]) if len(differing) else shared
             best = np.sort(logits[first])[-2:]
             assert best[1] - best[0] < ROUNDING, f"request {request.number} differs at token {first}"
             compared += first
             continue
-        compared += len(expected)
-        assert theirs.finish == (ours.finish if end is None else "loop")
+        compared += shared
+        assert theirs.finish == ours.finish
+        np.testing.assert_allclose(theirs.logprob, ours.logprob, atol=ROUNDING * shared + 1e-6)
         finishes.add(theirs.finish)
         chosen = np.append(theirs.tokens, END) if theirs.finish == "end" else theirs.tokens
         logprobs = np.asarray(jax.nn.log_softmax(logits[: len(chosen)]))[np.arange(len(chosen)), chosen]
