@@ -120,7 +120,7 @@ def test_greedy_texts_are_those_of_the_jax_engine(parameters: Parameters, engine
             continue
         compared += shared
         assert theirs.finish == ours.finish
-        np.testing.assert_allclose(theirs.logprob, ours.logprob, atol=ROUNDING * shared + 1e-6)
+        np.testing.assert_allclose(theirs.logprob, ours.logprob, atol=ROUNDING * (shared + 1))
         finishes.add(theirs.finish)
         chosen = np.append(theirs.tokens, END) if theirs.finish == "end" else theirs.tokens
         logprobs = np.asarray(jax.nn.log_softmax(logits[: len(chosen)]))[np.arange(len(chosen)), chosen]
@@ -205,14 +205,15 @@ def test_weights_that_give_no_numbers_are_an_error_that_names_them(parameters: P
     broken.close()
 
 
-def test_a_killed_parent_leaves_no_worker(folder: Path) -> None:
-    """Guards against orphans that hold an accelerator's memory."""
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_killed_parent_leaves_no_worker(folder: Path, busy: bool) -> None:
+    """Guards against orphans that hold an accelerator's memory, be it at work or waiting for requests."""
     program = f"""
 import time
 from tests.vllm.test_vllm import _vllm, _requests, GREEDY
 engine = _vllm({str(folder)!r})
-texts = engine.generate(_requests(16, GREEDY) * 1000)
-next(texts)
+texts = engine.generate(_requests(16, GREEDY) * {1000 if busy else 1})
+next(texts) if {busy} else list(texts)
 print(engine._worker._process.pid, flush=True)
 time.sleep(600)
 """
