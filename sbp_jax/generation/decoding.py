@@ -3,7 +3,7 @@
 Legend: B slots, Z pages that a slot can hold, T tokens of one call, V vocabulary, W periods looked for.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
