@@ -1,10 +1,12 @@
 """Stage `neighbors`: the nearest other documents of each embedded document, or for the control random others."""
 
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 from jax.experimental import multihost_utils
 
 from sbp_jax.artifacts import Artifact, Output, parquet
-from sbp_jax.artifacts.artifact import Writing, finished_files
+from sbp_jax.artifacts.artifact import Writing, finished_files, read_json
 from sbp_jax.config import Execution, Neighbors
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel import hosts
@@ -28,6 +30,7 @@ from sbp_jax.search.vectors import Stored
 
 VERSION = 3
 QUERIES_PER_SHARD = 10_000
+CHOICE = "choice.json"  # of the search, made once
 SCRATCH = "scratch"  # indexes and buckets of a run that goes on; gone once the artifact is complete
 SCHEMA = pa.schema([("query", pa.int64()), ("neighbor", pa.int64()), ("similarity", pa.float32())])
 
@@ -59,7 +62,7 @@ def run(
     with _scratch(output) as folder:
         if like is not None:
             return output.finish(_random(output, like, stored, threshold, folder))
-        choice = backends.choose(len(stored), stored.width, neighbors, jax.device_count())
+        choice = _choice(output, stored, neighbors)
         shards = range(0, len(stored), QUERIES_PER_SHARD)
         names = [_name(index) for index in range(len(shards))]
         process, processes = jax.process_index(), jax.process_count()
@@ -93,6 +96,19 @@ def run(
         stats["settings"] = choice.settings
         stats |= audit(stored, _tables(output, names), neighbors.top_k, neighbors.audited, mesh)
         return output.finish(stats)
+
+
+def _choice(output: Output, stored: Stored, neighbors: Neighbors) -> backends.Choice:
+    """The search that the run which began this artifact chose: one that goes on elsewhere has to go on with it."""
+    file = output.path / CHOICE
+    if hosts.first_says(file.exists()):
+        kept = read_json(file)
+        if isinstance(kept, dict):
+            return backends.Choice(**kept)
+    choice = backends.choose(len(stored), stored.width, neighbors, jax.device_count())
+    if hosts.is_first():
+        file.write_text(json.dumps(asdict(choice)))
+    return choice
 
 
 def _name(index: int) -> str:
