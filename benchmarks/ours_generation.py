@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("what", choices=("prepare", "generate", "mixed", "bandwidth"))
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("prompts", type=Path, nargs="?")
+    parser.add_argument("--keep", action="store_true", help="the model that is there")
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--slots", type=int, nargs="+", default=[Execution().slots])
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="a file for the tokens, in the order of the prompts")
     options = parser.parse_args()
     if options.what == "prepare":
-        prepare(options.folder)
+        prepare(options.folder, options.keep)
     elif options.what == "generate":
         generate(options)
     elif options.what == "mixed":
@@ -74,16 +75,22 @@ def main() -> None:
         bandwidth(options.slots, options.steps)
 
 
-def prepare(folder: Path) -> None:
-    """Writes a model of random weights, large enough that texts depend on what was read, and prompts."""
+def prepare(folder: Path, keep: bool) -> None:
+    """Writes prompts, and unless there is to be kept a model of random weights, large enough that texts differ."""
+    vocabulary = huggingface.inspect(epath.Path(folder)).vocabulary if keep else VOCABULARY
+    if not keep:
+        _save_random(folder)
+    random = np.random.default_rng(0)
+    lengths = random.integers(SHORTEST, LONGEST + 1, PROMPTS)
+    prompts = [random.integers(1, vocabulary, length).tolist() for length in lengths]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+    print(json.dumps({"prompts": len(prompts), "tokens": int(lengths.sum())}))
+
+
+def _save_random(folder: Path) -> None:
     parameters = jax.device_get(initialize(MODEL, VOCABULARY, 0, build_mesh(MeshShape())))
     scaled = jax.tree.map(lambda array: array if np.all(array == 1) else array * 4, parameters)
     huggingface.save(epath.Path(folder), scaled, MODEL, VOCABULARY, CONTEXT, 0)
-    random = np.random.default_rng(0)
-    lengths = random.integers(SHORTEST, LONGEST + 1, PROMPTS)
-    prompts = [random.integers(1, VOCABULARY, length).tolist() for length in lengths]
-    (folder / "prompts.json").write_text(json.dumps(prompts))
-    print(json.dumps({"parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters))}))
 
 
 def generate(options: argparse.Namespace) -> None:

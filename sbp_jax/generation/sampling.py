@@ -54,7 +54,9 @@ def sample(
     greatest_B = jnp.max(logits_BV, axis=-1)
     sums_B = jnp.sum(jnp.exp(logits_BV - greatest_B[:, None]), axis=-1)
     finite_B = jnp.isfinite(greatest_B) & jnp.isfinite(sums_B)
-    best_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    places_V = jnp.arange(logits_BV.shape[-1], dtype=jnp.int32)
+    best_BV = jnp.where(logits_BV == greatest_B[:, None], places_V, len(places_V) - 1)
+    best_B = jnp.min(best_BV, axis=-1)  # argmax is a reduction of pairs, which XLA does not vectorise on a CPU
     greedy_B = temperature_B == 0
 
     def drawn() -> Array:

