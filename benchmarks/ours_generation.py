@@ -27,6 +27,7 @@ import stopwatch
 from etils import epath
 
 from sbp_jax.config import Execution, MeshShape, Model
+from sbp_jax.generation import replicas
 from sbp_jax.generation.engine import Engine
 from sbp_jax.generation.requests import Request, Sampling
 from sbp_jax.model import huggingface
@@ -96,14 +97,15 @@ def _save_random(folder: Path) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Greedy texts of a fixed length, everything after the warm-up counted."""
     prompts = json.loads(options.prompts.read_text())
-    engine = _engine(options, max(map(len, prompts)) + options.new)
+    engines = _engines(options, max(map(len, prompts)) + options.new)
     requests = [
         Request(number, number, 0, np.array(tokens, np.int32), options.new, Sampling(temperature=0.0))
         for number, tokens in enumerate(prompts)
     ]
     wall, cpu = time.perf_counter(), time.process_time()
-    texts = {completion.request.number: completion.tokens.tolist() for completion in engine.generate(requests)}
-    _print(engine, time.perf_counter() - wall, time.process_time() - cpu)
+    completions = replicas.generate(engines, _dealt(requests))
+    texts = {completion.request.number: completion.tokens.tolist() for completion in completions}
+    _print(engines, time.perf_counter() - wall, time.process_time() - cpu)
     assert {len(text) for text in texts.values()} == {options.new}
     if options.texts:
         options.texts.write_text(json.dumps([texts[number] for number in range(len(prompts))]))
@@ -112,16 +114,16 @@ def generate(options: argparse.Namespace) -> None:
 def mixed(options: argparse.Namespace) -> None:
     """Sampled texts of very different lengths, prompts too: how busy the slots are, and the host."""
     random = np.random.default_rng(1)
-    engine = _engine(options, CONTEXT)
+    engines = _engines(options, CONTEXT)
     requests = []
     for number in range(options.requests):
         length, new = int(random.integers(16, 384)), int(np.clip(random.exponential(128), 8, 256))
         prompt = random.integers(1, VOCABULARY, length).astype(np.int32)
         requests.append(Request(number, number, 0, prompt, new, Sampling(top_p=0.95)))
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in engine.generate(requests):
+    for _ in replicas.generate(engines, _dealt(requests)):
         pass
-    _print(engine, time.perf_counter() - wall, time.process_time() - cpu)
+    _print(engines, time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def bandwidth(sizes: list[int], steps: int) -> None:
@@ -204,37 +206,49 @@ def _copy_rate() -> float:
     return 2 * array.nbytes * turns / min(times)
 
 
-def _engine(options: argparse.Namespace, context: int) -> Engine:
+def _dealt(requests: list[Request]) -> list[list[Request]]:
+    """Requests in pieces of 32, as copies of a model take them; neighbours go to different copies."""
+    pieces = max(2, len(requests) // 32)
+    return [requests[start::pieces] for start in range(pieces)]
+
+
+def _engines(options: argparse.Namespace, context: int) -> list[Engine]:
+    """As `generation/start.py` makes them, but for texts that never end before their limit."""
     folder = epath.Path(options.folder)
     checkpoint = huggingface.inspect(folder)
     model = replace(checkpoint.model, dtype=options.dtype)
-    mesh = build_mesh(MeshShape(1, 1, 1), jax.devices()[:1])
-    target = to_compute_dtype(model, abstract(model, checkpoint.vocabulary, mesh))
-    return Engine(
-        model,
-        huggingface.load(folder, model, checkpoint.vocabulary, mesh, target),
-        TextTokenizer(checkpoint.vocabulary, -1, -1, None),  # type: ignore[arg-type]  # no text, and no end before the limit
-        context=context,
-        mesh=mesh,
-        slots=options.slots[0],
-        decode_steps=options.steps,
-        seed=0,
-        circles=False,
-        name=str(folder),
-    )
+    meshes = replicas.meshes(MeshShape())
+    target = to_compute_dtype(model, abstract(model, checkpoint.vocabulary, meshes[0]))
+    parameters = huggingface.load(folder, model, checkpoint.vocabulary, meshes[0], target)
+    return [
+        Engine(
+            model,
+            parameters,
+            TextTokenizer(checkpoint.vocabulary, -1, -1, None),  # type: ignore[arg-type]  # no text, and no end
+            context=context,
+            mesh=mesh,
+            slots=options.slots[0] // len(meshes),
+            decode_steps=options.steps,
+            seed=0,
+            circles=False,
+            name=str(folder),
+        )
+        for mesh in meshes
+    ]
 
 
-def _print(engine: Engine, seconds: float, cpu_seconds: float) -> None:
-    work = engine.work
+def _print(engines: list[Engine], seconds: float, cpu_seconds: float) -> None:
+    done = [engine.work for engine in engines]
+    generated = sum(work.generated for work in done)
     line: dict[str, Any] = {
-        "tokens_per_second": work.generated / seconds,
+        "tokens_per_second": generated / seconds,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "tokens": work.generated,
-        "occupancy": work.occupancy,
-        "host": 1 - work.waiting_seconds / work.seconds,
-        "prompt_tokens": work.prompt_tokens,
-        "read_tokens": work.read_tokens,
+        "tokens": generated,
+        "occupancy": generated / sum(work.slot_steps for work in done),
+        "host": max(1 - work.waiting_seconds / work.seconds for work in done),
+        "prompt_tokens": sum(work.prompt_tokens for work in done),
+        "read_tokens": sum(work.read_tokens for work in done),
         "versions": stopwatch.versions(("jax", "sbp_jax")),
     }
     print(json.dumps(line))

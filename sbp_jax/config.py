@@ -243,9 +243,9 @@ class Execution:
     embed_batch: int = 32  # documents
     engine: str = "jax"  # that generates: jax, or vllm, in an environment of its own (`vllm_python`)
     vllm_python: str | None = None  # the Python of an environment with vLLM
-    slots: int = 64  # sequences generated at the same time
+    slots: int = 64  # sequences that a copy of the model generates at the same time
     decode_steps: int = 16  # tokens generated between two looks at what has finished
-    cache_tokens: int | None = None  # that the slots hold together; past it the latest begin again; None: no limit
+    cache_tokens: int | None = None  # that the slots hold together, past which the latest begin again; None: 3/4 of all
 
 
 BASE_ARM, ORACLE_ARM = "repetition", "oracle"  # gap closed is measured between them; the first makes the base model

@@ -4,6 +4,7 @@ A copy takes as many devices as `execution.mesh` cuts a model into, fsdp times t
 and the copies know nothing of one another: none waits for the longest document of another.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,8 @@ class Generator(Protocol):
 def meshes(sizes: MeshShape) -> list[Mesh]:
     """A mesh for each copy of the model on this host's devices.
 
+    A single CPU device has two copies: while one waits for its threads, or computes on one of them, the other works.
+
     Raises:
       SbpError: the copies do not fit the devices.
     """
@@ -38,6 +41,8 @@ def meshes(sizes: MeshShape) -> list[Mesh]:
             f" fit the {len(devices)} devices of this host; make fsdp and tensor smaller"
         )
     each = MeshShape(1, sizes.fsdp, sizes.tensor)
+    if len(devices) == 1 and devices[0].platform == "cpu" and (os.cpu_count() or 1) > 1:
+        return [build_mesh(each, devices)] * 2
     return [build_mesh(each, devices[copy * cut : (copy + 1) * cut]) for copy in range(copies)]
 
 

@@ -21,8 +21,10 @@ def start(
         shape = {"context": context, "slots": slots, "devices": devices}
         return [Vllm(folder, tokenizer, seed=seed, dtype=decoder.dtype, python=python, name=str(folder), **shape)]
     vocabulary = huggingface.inspect(folder).vocabulary
+    meshes = replicas.meshes(execution.mesh)
+    sharing = meshes.count(meshes[0])  # copies on the same devices divide the slots, and what they hold
     engines = []
-    for mesh in replicas.meshes(execution.mesh):
+    for mesh in meshes:
         target = to_compute_dtype(decoder, abstract(decoder, vocabulary, mesh))
         engines.append(
             Engine(
@@ -31,10 +33,10 @@ def start(
                 tokenizer,
                 context=context,
                 mesh=mesh,
-                slots=slots,
+                slots=max(1, slots // sharing),
                 decode_steps=execution.decode_steps,
                 seed=seed,
-                cache_tokens=execution.cache_tokens,
+                cache_tokens=execution.cache_tokens and execution.cache_tokens // sharing,
                 name=str(folder),
             )
         )
