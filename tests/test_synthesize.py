@@ -26,7 +26,8 @@ from sbp_jax.model import huggingface
 from sbp_jax.model.parameters import initialize
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.stages import synthesize
-from sbp_jax.text.tokenizer import train
+from sbp_jax.text.template import prompt
+from sbp_jax.text.tokenizer import load, train
 
 DECODER = Model(width=32, layers=2, heads=2, kv_heads=1, head_dim=16, ffn=48)
 SETTINGS = Tokenizer(vocab_size=280)
@@ -34,6 +35,7 @@ SYNTHESIS = Synthesis(max_new_tokens=12, documents_per_shard=10, oversample=1.0)
 ONE = MeshShape(1, 1, 1)  # copies of the model
 EXECUTION = Execution(slots=8, decode_steps=4, mesh=ONE)
 CONTEXT = 96
+KILLS = 10
 
 
 def _output(path: Path, stage: str) -> Output:
@@ -203,6 +205,46 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
 
 
+@pytest.mark.slow
+def test_killed_again_and_again_nothing_is_lost_and_nothing_done_twice(
+    tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact]
+) -> None:
+    """SIGKILL at random moments, in the middle of writing too, until a run gets through."""
+    paths = {name: (str(artifact.path), artifact.key) for name, artifact in inputs.items()}
+    program = "\n".join(
+        (
+            "import os, random, signal, sys; from pathlib import Path; from etils import epath",
+            f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+            "import test_synthesize as t; from sbp_jax.artifacts import find; from sbp_jax.generation import journal",
+            f"inputs = {{name: find(epath.Path(path), key) for name, (path, key) in {paths!r}.items()}}",
+            "chance, add = random.Random(int(sys.argv[1])), journal.Journal.add",
+            "def perilous(self, row):",
+            "    if chance.random() < 0.2:",
+            "        if chance.random() < 0.5: self._file.write(b'0123456789abcdef {\"ordinal\": ')",
+            "        elif chance.random() < 0.5: add(self, row)",
+            "        os.kill(os.getpid(), signal.SIGKILL)",
+            "    add(self, row)",
+            "journal.Journal.add = perilous",
+            f"t._run(Path({str(tmp_path)!r}), inputs)",
+        )
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    kills, before = 0, 0
+    for turn in range(KILLS):
+        status = subprocess.run([sys.executable, "-c", program, str(turn)], env=environment, check=False).returncode
+        assert status in (0, -signal.SIGKILL)
+        if status == 0:
+            break
+        kills += 1
+        done = sum(pq.read_metadata(path).num_rows for path in tmp_path.glob("part-*.parquet"))
+        done += sum(len(Journal(path).rows) for path in epath.Path(tmp_path / "journal").glob("*.jsonl"))
+        assert done >= before
+        before = done
+    assert kills > 2
+    assert _run(tmp_path, inputs).stats == whole.stats
+    assert _shards(tmp_path) == _shards(whole.path)
+
+
 def test_a_journal_forgets_what_was_cut_off_and_goes_on_behind_what_was_whole(tmp_path: Path) -> None:
     """Guards against a half-written line that is read, or that swallows the next one."""
     path = epath.Path(tmp_path) / "journal" / "part-00000.jsonl"
@@ -307,6 +349,23 @@ def test_a_model_that_was_not_tuned_or_reads_other_tokens_is_an_error(
     (other / "best" / "tokenizer.json").write_text("{}")
     with pytest.raises(SbpError, match="is not the tokenizer of this run"):
         _run(tmp_path / "out", inputs | {"model": replace(model, path=epath.Path(other), _verified=set())})
+
+
+def test_control_tokens_that_a_document_spells_are_read_as_text(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    """Guards the template: a document that quotes the separator must not end where it does so."""
+    tokenizer = load(inputs["tokenizer"].file("tokenizer.json"), SETTINGS)
+    spelled = tokenizer.encode_batch([f"a {SETTINGS.separator} b {SETTINGS.end_of_document} c"])[0]
+    read = prompt([spelled], tokenizer.end_of_document, tokenizer.separator)
+    assert np.count_nonzero(read == tokenizer.separator) == np.count_nonzero(read == tokenizer.end_of_document) == 1
+
+
+def test_temperature_0_gives_every_sample_of_a_seed_the_same_text(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
+    greedy = replace(SYNTHESIS, temperature=0.0, samples=2)
+    rows = parquet.read(_run(tmp_path, inputs, synthesis=greedy)).to_pylist()
+    assert {row["temperature"] for row in rows} == {0.0}
+    assert all(
+        one["text"] == two["text"] and one["key"] != two["key"] for one, two in zip(rows[::2], rows[1::2], strict=True)
+    )
 
 
 def test_a_context_without_room_is_an_error(tmp_path: Path, inputs: dict[str, Artifact]) -> None:
