@@ -16,7 +16,7 @@ from sbp_jax.generation.requests import Completion, Request, Sampling
 from sbp_jax.generation.sampling import row_keys, sample
 from sbp_jax.model import cached_attention, decode_kernel, incremental
 from sbp_jax.model.parameters import Parameters, bind, initialize
-from sbp_jax.parallel.mesh import build_mesh
+from sbp_jax.parallel.mesh import AXES, build_mesh
 from sbp_jax.text.tokenizer import TextTokenizer
 
 CONFIG = Model(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=48)
@@ -116,6 +116,23 @@ def test_the_kernel_of_gpus_generates_the_same(parameters: Parameters, monkeypat
     _compare(list(_engine(parameters).generate(requests)), _naive(parameters, requests))
 
 
+def test_the_kernel_is_lowered_for_a_gpu_that_is_not_there() -> None:
+    """Guards against operations that the interpreter takes and Triton does not."""
+
+    def attend(query: jax.Array, keys: jax.Array, values: jax.Array, table: jax.Array, lengths: jax.Array) -> tuple:
+        held = cached_attention.held(table, lengths, 64, 64)
+        return decode_kernel.triton(query, cached_attention.Pages(keys, values), held)
+
+    shapes = ((4, 2, 3, 1, 128), (64, 2, 128, 64), (64, 2, 64, 128))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    numbers = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((4, 16), (4,))]
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), AXES, (jax.sharding.AxisType.Auto,) * 3, abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        lowered = jax.jit(attend).trace(*arrays, *numbers).lower(lowering_platforms=("cuda",))
+    assert "triton" in lowered.as_text()
+
+
 def test_tokens_do_not_depend_on_batch_mates_order_or_restarts_and_nothing_recompiles(parameters: Parameters) -> None:
     engine = _engine(parameters)
     requests = _requests(40, Sampling(top_p=0.95), GREEDY)
@@ -207,7 +224,7 @@ def test_weights_that_give_no_numbers_are_an_error_that_names_them(parameters: P
         list(_engine(broken).generate(_requests(3, NUCLEUS)))
 
 
-@pytest.mark.parametrize(("length", "limit"), [(0, 5), (CONTEXT, 1), (5, 0)])
+@pytest.mark.parametrize(("length", "limit"), [(0, 5), (CONTEXT, 1), (5, 0), (5, CONTEXT - 4)])
 def test_a_prompt_that_leaves_no_room_is_an_error(parameters: Parameters, length: int, limit: int) -> None:
     request = Request(0, 7, 0, np.full(length, 5, np.int32), limit, GREEDY)
     with pytest.raises(SbpError, match=f"seed document 7 has a prompt of {length} tokens"):

@@ -46,11 +46,11 @@ def _made(path: Path, stats: dict) -> Artifact:
     return _output(path, path.name).finish(stats)
 
 
-def _inputs(folder: Path) -> dict[str, Artifact]:
+def _inputs(folder: Path, last: str = "tin oak") -> dict[str, Artifact]:
     """Documents of which the even ones are capped; the one of ordinal 4 leaves no room in the context."""
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(["tin", "oak", "salt", "river"], n)) for n in random.integers(3, 9, 24)]
-    texts[4] = "a long text " * 40
+    texts[4], texts[22] = "a long text " * 40, last
     names = {name: name for name in ("tokenizer", "documents", "splits", "tokens", "pairs")} | {"model": "tune"}
     tokenizer_output, documents, splits, tokens, pairs, model = (
         _output(folder / name, stage) for name, stage in names.items()
@@ -357,6 +357,12 @@ def test_control_tokens_that_a_document_spells_are_read_as_text(tmp_path: Path, 
     spelled = tokenizer.encode_batch([f"a {SETTINGS.separator} b {SETTINGS.end_of_document} c"])[0]
     read = prompt([spelled], tokenizer.end_of_document, tokenizer.separator)
     assert np.count_nonzero(read == tokenizer.separator) == np.count_nonzero(read == tokenizer.end_of_document) == 1
+
+
+def test_a_seed_without_tokens_is_left_out_and_counted(tmp_path: Path) -> None:
+    made = _run(tmp_path / "made", _inputs(tmp_path, last=""))
+    assert (made.stats["seeds"], made.stats["seeds_empty"], made.stats["seeds_too_long"]) == (10, 1, 1)
+    assert 22 not in parquet.read(made, ["seed"])["seed"].to_pylist()
 
 
 def test_temperature_0_gives_every_sample_of_a_seed_the_same_text(tmp_path: Path, inputs: dict[str, Artifact]) -> None:

@@ -22,7 +22,9 @@ def main() -> None:
     assert spec is not None and spec.origin is not None
     source = Path(spec.origin).parent
     dequantised = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.float32)
-    model = transformers.LlamaForCausalLM(dequantised.config)
+    settings = dequantised.config.to_dict()
+    settings.pop("quantization_config", None)  # the weights are not quantised any more
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(settings))
     model.load_state_dict(dequantised.state_dict())
     model.save_pretrained(folder)
     print(json.dumps({"parameters": model.num_parameters()}))

@@ -240,7 +240,7 @@ class Engine:
 
     def _checked(self, request: Request) -> Request:
         length = len(request.prompt)
-        if not 0 < length < self.context or request.limit < 1:
+        if length < 1 or request.limit < 1 or length + request.limit > self.context:
             raise SbpError(
                 f"seed document {request.ordinal} has a prompt of {length} tokens and {request.limit} to generate;"
                 f" {self.name} is to read and write {self.context} in all: leave it out, or raise tuning.context"
