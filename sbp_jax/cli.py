@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
-from sbp_jax.planning.command import add_options, add_pair_options
+from sbp_jax.planning.command import add_generate_options, add_options, add_pair_options
 from sbp_jax.report import trace_command
 
 if TYPE_CHECKING:
@@ -149,6 +149,13 @@ def _plan_pairs(options: argparse.Namespace) -> None:
     from sbp_jax.planning import command
 
     command.run_pairs(options)
+
+
+def _plan_generate(options: argparse.Namespace) -> None:
+    from sbp_jax.experiments import load
+    from sbp_jax.planning import command
+
+    command.run_generate(options, load(options.config, options.set, options.tiny))
 
 
 def _clean(options: argparse.Namespace) -> None:
@@ -310,6 +317,10 @@ def _parser() -> argparse.ArgumentParser:
     planned_pairs.set_defaults(command=_plan_pairs)
     planned_pairs.add_argument("--debug", action="store_true", help="show the traceback of an error")
     add_pair_options(planned_pairs)
+    text = "compile generation for a TPU topology: slots, memory, the bound of its bandwidth, chip-hours"
+    generate = plans.add_parser("generate", parents=[shared], help=text, description=text)
+    generate.set_defaults(command=_plan_generate)
+    add_generate_options(generate)
     for stage, text in STAGES.items():
         add(stage.replace("_", "-"), text, _stage).set_defaults(stage=stage)
     return parser

@@ -152,7 +152,7 @@ def test_tokens_do_not_depend_on_batch_mates_order_or_restarts_and_nothing_recom
     next(given_up)
     given_up.close()
     assert run(requests) == everything
-    for compiled in (engine._decode, engine._read):
+    for compiled in (engine._programs.decode, engine._programs.read):
         assert compiled._cache_size() == 1  # type: ignore[attr-defined]
 
 

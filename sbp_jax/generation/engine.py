@@ -8,35 +8,28 @@ While an accelerator generates, the host looks at what the call before gave and 
 a finished slot one call late, and fills it with the next call but one.
 """
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import islice
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from sbp_jax.config import Model
 from sbp_jax.errors import SbpError
-from sbp_jax.generation.decoding import END, LENGTH, LOOP, RUNNING, Outputs, Slots, decode, idle_rows, idle_slots
+from sbp_jax.generation.decoding import END, LENGTH, LOOP, RUNNING, Outputs, Slots, idle_rows, idle_slots
 from sbp_jax.generation.pages import PageTable
+from sbp_jax.generation.programs import PIECE, programs
 from sbp_jax.generation.requests import Completion, Request
-from sbp_jax.model import cached_attention, decode_kernel
-from sbp_jax.model.incremental import Caches, by_layer, empty_caches, read
-from sbp_jax.model.parameters import Parameters, abstract, place, to_compute_dtype
-from sbp_jax.parallel.sharding import activations, sharding
+from sbp_jax.model.incremental import by_layer
+from sbp_jax.model.parameters import Parameters, place
+from sbp_jax.parallel.sharding import activations
 from sbp_jax.text.tokenizer import TextTokenizer
 
-CACHE_DIMENSIONS = (None, "kv_heads", None, None)
-CACHE_SHARE = 0.75  # of the context that a slot holds on average, if nothing else is asked for
-PAGE, TPU_PAGE = 64, 128  # positions; a TPU pads the last dimension of an array to 128
 FINISH = {END: "end", LENGTH: "length", LOOP: "loop"}
-PIECE = 32  # tokens a block of prompts
-CPU_PROMPT_TOKENS, PROMPT_TOKENS = 512, 2048  # read together
 
 
 @dataclass
@@ -125,48 +118,31 @@ class Engine:
         self.mesh, self.slots, self.name, self.context = mesh, slots, name, context
         self.work = Work()
         platform = mesh.devices.flat[0].platform
-        if platform == "cpu":
-            config = replace(config, dtype="float32")  # its products in bfloat16 are no faster, the rest is slower
         self._ahead = platform != "cpu" if ahead is None else ahead
-        kernel = decode_kernel.runs(config, platform)
-        self._page = TPU_PAGE if platform == "tpu" else PAGE
-        each = -(-context // self._page)
-        wanted = CACHE_SHARE * slots * context if cache_tokens is None else cache_tokens
-        self._page_count = max(each, math.ceil(wanted / self._page))
         self._steps = decode_steps
-        valid_V = np.arange(vocabulary) < tokenizer.vocab_size
-        valid_V[tokenizer.separator] = False
-        self._pieces = max(1, (CPU_PROMPT_TOKENS if platform == "cpu" else PROMPT_TOKENS) // PIECE)
-
-        target = to_compute_dtype(config, abstract(config, vocabulary, mesh))  # once instead of at each step
-        self._parameters = by_layer(place(parameters, target))
-        weights = jax.tree.map(lambda leaf: leaf.sharding, by_layer(target))
-        make = partial(empty_caches, config, self._page_count, self._page)
-        placed = jax.tree.map(lambda leaf: sharding(CACHE_DIMENSIONS, leaf.shape, mesh), jax.eval_shape(make))
-        self._caches: Caches = jax.jit(make, out_shardings=placed)()
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        self._everywhere = everywhere
-        self._slots: Slots = jax.device_put(idle_slots(slots), everywhere)
-        self._read = jax.jit(
-            partial(read, config),
-            donate_argnums=1,
-            in_shardings=(weights, placed, *[everywhere] * 3),
-            out_shardings=placed,
+        self._programs = programs(
+            config,
+            vocabulary,
+            tokenizer.vocab_size,
+            tokenizer.end_of_document,
+            tokenizer.separator,
+            context=context,
+            mesh=mesh,
+            slots=slots,
+            decode_steps=decode_steps,
+            seed=seed,
+            cache_tokens=cache_tokens,
+            circles=circles,
         )
-        attend = decode_kernel.triton if kernel else cached_attention.xla
-        choices = (decode_steps, tokenizer.end_of_document, valid_V, seed, circles, attend)
-        self._decode = jax.jit(
-            partial(decode, config, vocabulary, *choices),
-            donate_argnums=(1, 2),
-            in_shardings=(weights, placed, *[everywhere] * 4),
-            out_shardings=(placed, everywhere, everywhere),
-        )
+        self._parameters = by_layer(place(parameters, self._programs.loaded))
+        self._caches = self._programs.make_caches()
+        self._slots: Slots = jax.device_put(idle_slots(slots), self._programs.everywhere)
         self._table = self._new_table()
         self._read_blocks([])  # compiles both, and finds out whether there is memory for them
         jax.block_until_ready(self._call([], []))
 
     def _new_table(self) -> PageTable:
-        return PageTable(self.slots, self._page_count, self._page, self.context)
+        return PageTable(self.slots, self._programs.page_count, self._programs.page, self.context)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yields completions as they finish; requests are taken in order, as slots and pages become free.
@@ -206,7 +182,7 @@ class Engine:
         finally:
             self.work.seconds += time.monotonic() - began
             if busy:  # given up half-way: what stands in the slots is not to be gone on with
-                self._slots = jax.device_put(idle_slots(self.slots), self._everywhere)
+                self._slots = jax.device_put(idle_slots(self.slots), self._programs.everywhere)
                 self._table = self._new_table()
 
     def _go_on(self, busy: dict[int, _Entry]) -> list[int]:
@@ -248,26 +224,26 @@ class Engine:
         return request
 
     def _fill(self, taken: list[tuple[int, Request]]) -> None:
-        """Fills the cache of some slots with all but the last token of their prompts, which `_decode` reads first."""
+        """Fills the cache of some slots with all but the last token of their prompts, which `decode` reads first."""
         pieces: list[tuple[np.ndarray, int, int]] = []
         for slot, request in taken:
             read_first = request.prompt[:-1]
             pieces += [(read_first[start : start + PIECE], slot, start) for start in range(0, len(read_first), PIECE)]
             self.work.prompt_tokens += len(read_first)
         pieces.sort(key=lambda piece: piece[2])  # those read together look back equally far
-        for start in range(0, len(pieces), self._pieces):
-            self._read_blocks(pieces[start : start + self._pieces])
+        for start in range(0, len(pieces), self._programs.pieces):
+            self._read_blocks(pieces[start : start + self._programs.pieces])
 
     def _read_blocks(self, pieces: list[tuple[np.ndarray, int, int]]) -> None:
-        tokens_MP = np.zeros((self._pieces, PIECE), np.int32)
-        tables_MZ = np.full((self._pieces, self._table.table.shape[1]), self._page_count, np.int32)
-        starts_M = np.zeros(self._pieces, np.int32)
+        tokens_MP = np.zeros((self._programs.pieces, PIECE), np.int32)
+        tables_MZ = np.full((self._programs.pieces, self._table.table.shape[1]), self._programs.page_count, np.int32)
+        starts_M = np.zeros(self._programs.pieces, np.int32)
         for row, (tokens, slot, start) in enumerate(pieces):
             tokens_MP[row, : len(tokens)] = tokens
             tables_MZ[row], starts_M[row] = self._table.table[slot], start
         self.work.read_tokens += tokens_MP.size
         with activations(self.mesh):
-            self._caches = self._read(self._parameters, self._caches, tokens_MP, tables_MZ, starts_M)
+            self._caches = self._programs.read(self._parameters, self._caches, tokens_MP, tables_MZ, starts_M)
 
     def _call(self, taken: list[tuple[int, Request]], given_up: list[int]) -> Outputs:
         """Has tokens generated in all slots, and does not wait for them.
@@ -289,7 +265,7 @@ class Engine:
             rows.top_p[slot] = request.sampling.top_p
             rows.top_k[slot] = request.sampling.top_k
         with activations(self.mesh):
-            self._caches, self._slots, outputs = self._decode(
+            self._caches, self._slots, outputs = self._programs.decode(
                 self._parameters, self._caches, self._slots, rows, admitted_B, self._table.table.copy()
             )
         self.work.calls += 1

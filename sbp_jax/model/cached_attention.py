@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 State = tuple[Array, Array, Array]  # greatest score, sum and weighted values so far
-CHUNKS = 8  # parts of the pages that are looked at one after another, as far as they are in use
 FREE = 1 << 30  # first position of a page that no slot holds, past all lengths
 
 MASKED = -1e30  # a score that no real one comes near; finite, so that differences of two are numbers
@@ -79,14 +78,12 @@ class Held(NamedTuple):
       lengths_B: positions that count.
       owners_N: the slot of each page.
       starts_N: the position of a page's first key in the slot's sequence; FREE: nobody's page.
-      used: pages up to the last one in use.
     """
 
     table_BZ: Array
     lengths_B: Array
     owners_N: Array
     starts_N: Array
-    used: Array
 
 
 Attend = Callable[[Array, Pages, Held], State]
@@ -98,43 +95,28 @@ def held(table_BZ: Array, lengths_B: Array, pages: int, positions: int) -> Held:
     starts_BZ = jnp.broadcast_to(jnp.arange(table_BZ.shape[1]) * positions, table_BZ.shape)
     owners_N = jnp.zeros(pages, jnp.int32).at[table_BZ].set(slots_BZ, mode="drop")
     starts_N = jnp.full(pages, FREE, jnp.int32).at[table_BZ].set(starts_BZ, mode="drop")
-    counts_BZ = (table_BZ < pages) & (starts_BZ < lengths_B[:, None])
-    return Held(table_BZ, lengths_B, owners_N, starts_N, jnp.max(jnp.where(counts_BZ, table_BZ + 1, 0)))
+    return Held(table_BZ, lengths_B, owners_N, starts_N)
 
 
-def xla(query_BKGTH: Array, pages: Pages, held: Held, chunks: int = 1) -> State:
+def xla(query_BKGTH: Array, pages: Pages, held: Held) -> State:
     """Attention of each row to what it holds of a layer's cache, as plain array operations, for T = 1.
 
-    Every page meets the query of its slot, chunk by chunk of the pages that are in use; then each slot puts together
-    what its pages found. On a CPU there is one chunk: to cut one out of the pages costs more than to read them all.
+    Every page meets the query of its slot, also one that nobody holds: to cut those in use out of the array costs more.
+    Then each slot puts together what its pages found.
     """
     count, positions = pages.keys.shape[0], pages.keys.shape[-1]
     query_BKGH = query_BKGTH[:, :, :, 0]
-    size = -(-count // chunks)
-
-    def look(start: int, end: int) -> State:
-        owners_n, starts_n = held.owners_N[start:end], held.starts_N[start:end]
-        mask_nC = starts_n[:, None] + jnp.arange(positions) < held.lengths_B[owners_n][:, None]
-        keys, values = pages.keys[start:end], pages.values[start:end]
-        scores = jnp.einsum("nkgh,nkhc->nkgc", query_BKGH[owners_n], keys, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask_nC[:, None, None], scores, MASKED)
-        greatest = jnp.max(scores, axis=-1)
-        weights = jnp.exp(scores - greatest[..., None])
-        attended = jnp.einsum(
-            "nkgc,nkch->nkgh", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-        )
-        return greatest, jnp.sum(weights, axis=-1), attended
-
-    def nothing(start: int, end: int) -> State:
-        return attention_start(query_BKGH[:1].repeat(end - start, axis=0))
-
-    parts = [look(0, count)] if chunks == 1 else []
-    for start in range(0, count if chunks > 1 else 0, size):
-        end = min(start + size, count)
-        parts.append(
-            jax.lax.cond(start < held.used, lambda s=start, e=end: look(s, e), lambda s=start, e=end: nothing(s, e))
-        )
-    greatest_NKG, sums_NKG, attended_NKGH = (jnp.concatenate(part) for part in zip(*parts, strict=True))
+    mask_NC = held.starts_N[:, None] + jnp.arange(positions) < held.lengths_B[held.owners_N][:, None]
+    scores_NKGC = jnp.einsum(
+        "nkgh,nkhc->nkgc", query_BKGH[held.owners_N], pages.keys, preferred_element_type=jnp.float32
+    )
+    scores_NKGC = jnp.where(mask_NC[:, None, None], scores_NKGC, MASKED)
+    greatest_NKG = jnp.max(scores_NKGC, axis=-1)
+    weights_NKGC = jnp.exp(scores_NKGC - greatest_NKG[..., None])
+    sums_NKG = jnp.sum(weights_NKGC, axis=-1)
+    attended_NKGH = jnp.einsum(
+        "nkgc,nkch->nkgh", weights_NKGC.astype(pages.values.dtype), pages.values, preferred_element_type=jnp.float32
+    )
     has_BZ = held.table_BZ < count
     greatest_BZKG = jnp.where(has_BZ[..., None, None], greatest_NKG.at[held.table_BZ].get(mode="clip"), MASKED)
     greatest_BKG = jnp.max(greatest_BZKG, axis=1)

@@ -1,4 +1,4 @@
-"""`sbp plan train` and `sbp plan pairs`: their options, and what they print. Nothing heavy is imported before that."""
+"""`sbp plan`: options of `train`, `pairs` and `generate`, and what they print; nothing heavy is imported before."""
 
 import argparse
 import json
@@ -94,3 +94,50 @@ def run_pairs(options: argparse.Namespace) -> None:
     corpus = pairs.Corpus(documents, options.width, options.top_k, options.tokens, options.words, options.kept)
     made = pairs.plan(corpus, machines, options.embedder, options.utilisation)
     print(json.dumps(made, indent=1) if options.json else pairs_report.text(made), flush=True)
+
+
+def add_generate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--topology", required=True, metavar="KIND:SHAPE", help="such as v5p:2x2x1 or v6e:2x2")
+    parser.add_argument("--slots", type=int, metavar="N", help="of a copy of the model (default: the most that fit)")
+    parser.add_argument("--tensor", type=int, metavar="N", help="devices of a copy (default: as few as it fits on)")
+    parser.add_argument("--tokens", type=float, default=100e9, metavar="N", help="new ones (default: 100e9)")
+    parser.add_argument("--prompt-tokens", type=int, metavar="N", help="of a document, on average (default: 828)")
+    parser.add_argument("--new-tokens", type=int, metavar="N", help="of a document, on average (default: 828)")
+    for name, share, text in (
+        ("--utilisation", 0.6, "share of the bound that decoding reaches"),
+        ("--prompt-utilisation", 0.4, "share of the peak that reading prompts reaches"),
+    ):
+        parser.add_argument(name, type=float, default=share, metavar="N", help=f"{text} (default: {share:g})")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def run_generate(options: argparse.Namespace, experiment: Experiment) -> None:
+    """Prints the plan.
+
+    Raises:
+      SbpError: nothing fits, or what was asked makes no sense.
+    """
+    from sbp_jax.planning import generate, generate_report
+
+    for name in ("slots", "tensor", "tokens"):
+        value = getattr(options, name)
+        if value is not None and not value >= 1:
+            raise SbpError(f"--{name} is {value:g}; it must be at least 1")
+    for name in ("utilisation", "prompt_utilisation"):
+        if not 0 < getattr(options, name) <= 1:
+            shown = name.replace("_", "-")
+            raise SbpError(f"--{shown} is {getattr(options, name):g}; it is a fraction above 0, of at most 1")
+    made = generate.plan(
+        experiment,
+        options.topology,
+        slots=options.slots,
+        tensor=options.tensor,
+        tokens=options.tokens,
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        utilisation=options.utilisation,
+        prompt_utilisation=options.prompt_utilisation,
+    )
+    print(json.dumps(made, indent=1) if options.json else generate_report.text(made), flush=True)
+    if made["chosen"] is None:
+        raise SbpError(f"nothing that was compiled fits {options.topology}; {generate_report.REMEDY}")

@@ -54,35 +54,69 @@ class Compiled:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Program:
+    """What the compiler says of a program; bytes on one device.
+
+    Attributes:
+      arguments: what it is given, as far as it uses that.
+      results: what does not take the place of an argument.
+      text: its HLO.
+    """
+
+    arguments: int
+    results: int
+    temporaries: int
+    code: int
+    text: str
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.results + self.temporaries + self.code
+
+
+def compile_program(function: Any, *arguments: Any) -> Program | int:
+    """Compiles a jitted function for abstract arguments; bytes that it would need at least, where there is no way."""
+    start = time.monotonic()
+    try:
+        compiled = function.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _exhausted(str(error))
+        if needed is None:
+            raise
+        return needed
+    seconds, stats = time.monotonic() - start, compiled.memory_analysis()
+    return Program(
+        stats.argument_size_in_bytes,
+        stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+        compiled.as_text(),
+        seconds,
+    )
+
+
 def compile_step(setup: Setup) -> Compiled:
     """Compiles the training step for the devices of the setup's mesh; nothing runs, and no array is made."""
     start = time.monotonic()
     state, batch = abstract_state(setup), abstract_batch(setup)
     given = {
-        "parameters": _device_bytes(state.parameters),
-        "optimizer": _device_bytes(state.optimizer),
-        "batch": _device_bytes(batch),
+        "parameters": device_bytes(state.parameters),
+        "optimizer": device_bytes(state.optimizer),
+        "batch": device_bytes(batch),
     }
-    try:
-        compiled = train_step(setup).lower(state, batch).compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed = _exhausted(str(error))
-        if needed is None:
-            raise
-        memory = Memory(**given, activations=None, code=None, peak=None, needed=needed)
+    program = compile_program(train_step(setup), state, batch)
+    if isinstance(program, int):
+        memory = Memory(**given, activations=None, code=None, peak=None, needed=program)
         return Compiled(memory, {}, 0, 0, time.monotonic() - start)
-    seconds = time.monotonic() - start
-    stats, text = compiled.memory_analysis(), compiled.as_text()
-    code = stats.generated_code_size_in_bytes
-    peak = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    peak += stats.temp_size_in_bytes + code
-    memory = Memory(**given, activations=stats.temp_size_in_bytes, code=code, peak=peak, needed=peak)
-    traffic, unknown = hlo.collectives(text)
-    recomputed = len(set(re.findall(r"%([\w.\-]+\.remat[\w.]*) =", text)))
-    return Compiled(memory, traffic, unknown, recomputed, seconds)
+    memory = Memory(**given, activations=program.temporaries, code=program.code, peak=program.peak, needed=program.peak)
+    traffic, unknown = hlo.collectives(program.text)
+    recomputed = len(set(re.findall(r"%([\w.\-]+\.remat[\w.]*) =", program.text)))
+    return Compiled(memory, traffic, unknown, recomputed, program.seconds)
 
 
-def _device_bytes(tree: Any) -> int:
+def device_bytes(tree: Any) -> int:
     """Bytes of one device's part of abstract arrays, before the device's own padding."""
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
 

@@ -6,10 +6,11 @@ often as it runs.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+COPIES = ("copy", "copy-start", "transpose")
 ITEM_BITS = {"pred": 8, "token": 0, "bf16": 16}  # the others end in their number of bits, such as s32 or f8e4m3's 8
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -97,6 +98,23 @@ def collectives(text: str) -> tuple[dict[str, Traffic], int]:
             entry.count += times
             entry.bytes += times * _sent(module, kind, instruction, members)
     return dict(sorted(traffic.items())), unknown
+
+
+def copies(text: str, shapes: Collection[tuple[int, ...]]) -> tuple[float, float]:
+    """Bytes of the copies that a program makes of arrays of such shapes: outside of its loops, and once around them."""
+    module = parse(text)
+    made = [0.0, 0.0]
+    regions = [(module.entry, 0)]
+    while regions:
+        region, inside = regions.pop()
+        for _, instruction in _reachable(module, region):
+            if instruction.opcode == "while":
+                regions.append((instruction.attribute("body") or "", 1))
+            elif instruction.opcode in COPIES:
+                _, dimensions = _ARRAY.findall(instruction.result)[0]  # the first of a copy-start's is the copy
+                if tuple(map(int, filter(None, dimensions.split(",")))) in shapes:
+                    made[inside] += array_bytes(instruction.result.removeprefix("(").partition("}")[0])
+    return made[0], made[1]
 
 
 def parse(text: str) -> Module:
