@@ -82,9 +82,9 @@ def run(
     mean_length = min(capped.stats["targets"] / capped.stats["documents"], synthesis.max_new_tokens)
     total = math.ceil(share * token_budget(training_tokens, oracle) * synthesis.oversample / mean_length)
     size = synthesis.documents_per_shard
-    names = [_name(index) for index in range(math.ceil(total / size))]
-    missing = [names.index(name) for name in output.apart(names, jax.process_index(), jax.process_count())]
-    ranges = {index: range(index * size, min(total, (index + 1) * size)) for index in missing}
+    names = {_name(index): index for index in range(math.ceil(total / size))}
+    missing = output.apart(list(names), jax.process_index(), jax.process_count())
+    ranges = {names[name]: range(names[name] * size, min(total, (names[name] + 1) * size)) for name in missing}
     stats = {} if pairs is None else {"seeds": len(source.seeds), **source.left_out}
     if ranges:
         ids = parquet.read(documents, ["id"])["id"]
