@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sbp_jax.calibration import command as calibration_command
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
 from sbp_jax.planning.command import add_generate_options, add_options, add_pair_options
@@ -100,6 +101,17 @@ def _run(options: argparse.Namespace) -> None:
 def _stage(options: argparse.Namespace) -> None:
     options.until, options.only, options.json = None, options.stage, False
     _run(options)
+
+
+def _synthesize(options: argparse.Namespace) -> None:
+    if not calibration_command.asked(options):
+        _stage(options)
+        return
+    from sbp_jax.graph import SUFFIX
+
+    pipeline = _pipeline(options)
+    known = pipeline.experiment, pipeline.nodes, SUFFIX, pipeline.artifact, str(pipeline.workdir)
+    calibration_command.run(options, *known)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -322,7 +334,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(command=_plan_generate)
     add_generate_options(generate)
     for stage, text in STAGES.items():
-        add(stage.replace("_", "-"), text, _stage).set_defaults(stage=stage)
+        function = _synthesize if stage == "synthesize" else _stage
+        command = add(stage.replace("_", "-"), text, function)
+        command.set_defaults(stage=stage)
+        if stage == "synthesize":
+            calibration_command.add_options(command)
     return parser
 
 

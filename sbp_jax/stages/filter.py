@@ -36,13 +36,13 @@ from sbp_jax.config import Execution, Filters
 from sbp_jax.data import earlier_copies
 from sbp_jax.data.references import References, references
 from sbp_jax.data.screened import Ragged, mapped, save
-from sbp_jax.data.synthetic_scores import other_language, score, trim
+from sbp_jax.data.synthetic_scores import score
+from sbp_jax.data.verdicts import ACCEPTED, by_itself, trimmed, with_copies
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 from sbp_jax.text import contamination
 
 VERSION = 3
-ACCEPTED = "accepted"
 REMEDIES = {
     "loop": "raise synthesis.temperature or synthesis.top_p",
     "unfinished": "raise synthesis.max_new_tokens or set filters.unfinished",
@@ -123,9 +123,9 @@ def _score_all(
                 first += count
                 continue
             table = parquet.table(path, ["text", "finish", "conditioning", "seed"])
-            kept, removed = _trimmed(table, filters)
+            kept, removed = trimmed(table["text"].to_pylist(), table["finish"].to_pylist(), filters)
             scored = score(kept, table["seed"].to_pylist(), table["conditioning"].to_pylist(), compared, items)
-            verdicts = _verdict(scored.rows, table["finish"].to_pylist(), kept, filters)
+            verdicts = by_itself(scored.rows, table["finish"].to_pylist(), kept, filters)
             save(scratch, shingles, scored.shingles)
             save(scratch, starts, np.concatenate(([0], np.cumsum(scored.counts))))
             sketched = scored.shingles, scored.counts, verdicts == ACCEPTED
@@ -141,35 +141,6 @@ def _score_all(
             scratch.shard(index, ".parquet", write, prefix="scored")
             counter.advance(table.num_rows)
             first += table.num_rows
-
-
-def _trimmed(table: pa.Table, filters: Filters) -> tuple[list[str], list[str]]:
-    """The texts as they are kept, and what was cut off."""
-    both = zip(table["text"].to_pylist(), table["finish"].to_pylist(), strict=True)
-    pairs = [trim(text, finish, filters.unfinished) for text, finish in both]
-    return [kept for kept, _ in pairs], [removed for _, removed in pairs]
-
-
-def _verdict(rows: pa.Table, finish: list[str], texts: list[str], filters: Filters) -> np.ndarray:
-    """The verdict on each document by every rule but the last two."""
-    ends = np.array(finish, np.str_)
-    scores: dict[str, Any] = {name: rows[name].to_numpy(zero_copy_only=False) for name in rows.schema.names}
-    run, overlap = (np.nan_to_num(scores[name].astype(np.float64)) for name in ("seed_common", "seed_overlap"))
-    cut = (ends == "length") & (filters.unfinished != "keep")
-    rules = {
-        "loop": ends == "loop",
-        "unfinished": cut & (np.array([not text for text in texts], bool) | (filters.unfinished == "drop")),
-        "too_short": scores["words"] < max(filters.min_words, 1),
-        "too_long": scores["words"] > (np.inf if filters.max_words is None else filters.max_words),
-        "repetition": scores["repetition"] > np.float32(filters.max_repetition),
-        "seed_run": run > filters.max_seed_run,
-        "seed_overlap": overlap.astype(np.float32) > np.float32(filters.max_seed_overlap),
-        "copied": scores["copied"] > np.float32(filters.max_copied),
-        "held_out": scores["held_out"] > np.float32(filters.max_held_out),
-        "contaminated": scores["contaminated_by"] != "",
-        "language": other_language(rows) & filters.same_language,
-    }
-    return np.select(list(rules.values()), list(rules), ACCEPTED).astype("<U16")
 
 
 def _judge_all(output: Output, scratch: Output, synthesized: Artifact, filters: Filters) -> None:
@@ -191,7 +162,7 @@ def _judge_all(output: Output, scratch: Output, synthesized: Artifact, filters: 
                 counter.skip(rows.stop - rows.start)
             else:
                 scores = parquet.table(scored[index])
-                copied = _copied(scores, earlier, seeds, rows)
+                copied = with_copies(scores, earlier, seeds, rows, VERSION)
                 _write(output, index, _joined(parquet.table(path), copied), first)
                 counter.advance(rows.stop - rows.start)
             first += int(np.count_nonzero(stays[rows]))
@@ -205,25 +176,6 @@ def _seeds_and_passing(scored: list[epath.Path]) -> tuple[np.ndarray, np.ndarray
         seeds.append(table["seed"].fill_null(-1).to_numpy())
         passing.append(pc.equal(table["verdict"], ACCEPTED).to_numpy())
     return np.concatenate(seeds), np.concatenate(passing)
-
-
-def _copied(scores: pa.Table, earlier: earlier_copies.Earlier, seeds: np.ndarray, rows: slice) -> pa.Table:
-    """The scores with those of the last two rules, and the final verdict."""
-    verdicts = scores["verdict"].to_numpy(zero_copy_only=False).astype("<U16")
-    copies = (earlier.of_R >= 0) & (verdicts == ACCEPTED)
-    siblings = (seeds[earlier.of_R] == seeds[rows]) & (seeds[rows] >= 0)
-    verdicts[copies] = np.where(siblings, "sibling", "duplicate")[copies]
-    columns = {
-        "sibling": pa.array(earlier.sibling_R),
-        "duplicate": pa.array(earlier.duplicate_R),
-        "copy_of": pa.array(earlier.of_R, mask=earlier.of_R < 0),
-        "verdict": pa.array(verdicts.tolist(), pa.string()),
-        "rule_version": pa.array(np.full(len(verdicts), VERSION, np.int32)),
-    }
-    for name, column in columns.items():
-        place = scores.schema.get_field_index(name)
-        scores = scores.append_column(name, column) if place < 0 else scores.set_column(place, name, column)
-    return scores
 
 
 def _joined(table: pa.Table, scores: pa.Table) -> pa.Table:

@@ -1,6 +1,6 @@
 """Loss of a model on packed rows, each row once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -10,7 +10,9 @@ from sbp_jax.training.batches import whole_to_device
 from sbp_jax.training.step import Setup, evaluation_step
 
 
-def target_losses(setup: Setup, parameters: Parameters, rows: RowSource) -> Iterator[tuple[Row, np.ndarray]]:
+def target_losses(
+    setup: Setup, parameters: Parameters, rows: RowSource | Sequence[Row]
+) -> Iterator[tuple[Row, np.ndarray]]:
     """Batches of rows with the nats of each target, [B, T] float32, zero where the mask is off."""
     evaluate = evaluation_step(setup)
     batch_rows = setup.optimization.batch_rows // setup.execution.accumulate
