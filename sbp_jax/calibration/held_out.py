@@ -82,8 +82,9 @@ def choose(groups: Artifact, pairs: Artifact, sizes: Callable[[int], int], conte
             f"of the {available:,} validation groups {len(kept)} can be compared with another one, and a loss needs"
             f" {LEAST} of them; raise tuning.validation, or accept more pairs"
         )
-    columns = (table[name].to_numpy()[kept] for name in ("seed", "target", "similarity"))
-    return Groups(*columns, [read[place] for place in kept], [found for found in other if found is not None], available)
+    seeds_G, targets_G, similarity_G = (table[name].to_numpy()[kept] for name in ("seed", "target", "similarity"))
+    read, others = [read[place] for place in kept], [found for found in other if found is not None]
+    return Groups(seeds_G, targets_G, similarity_G, read, others, available)
 
 
 def losses(

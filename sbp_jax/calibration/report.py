@@ -93,7 +93,7 @@ def _measures(settings: Sequence[dict[str, Any]]) -> list[tuple[str, Callable[[d
         lines.append(("  new tokens", number(",", *run, "new_tokens")))
         lines.append(("  tokens read", number(",", *run, "prompt_tokens")))
         lines.append(("  tokens left by the filters", number(",", *run, "accepted_tokens")))
-        lines.append(("  time", lambda row, path=path: _time(_at(row, "whole_run", path, "hours"))))
+        lines.append(("  time", _hours(path)))
     return lines
 
 
@@ -111,15 +111,20 @@ def _verdict(told: dict[str, Any]) -> list[str]:
     ]
     if value is None:
         lines.append("They leave none of those written here: see what rejects them before anything is spent.")
-    else:
-        sure = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
-        says = "is enough" if run["suffices"] else "is not enough"
-        advice = "" if run["advised"] is None else f"; set synthesis.oversample={run['advised']['oversample']:g}"
-        lines.append(
-            f"synthesis.oversample = {configured['oversample']:g} {says}: it takes {value:.2f}{sure}"
-            f"{'' if run['suffices'] and high is not None and high <= configured['oversample'] else advice}."
-        )
+        return lines
+    sure = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+    says = "is enough" if run["suffices"] else "is not enough"
+    advised = None if run["advised"] is None else run["advised"]["oversample"]
+    advice = "" if advised is None or advised <= configured["oversample"] else f"; {advised:g} is on the safe side"
+    lines.append(
+        f"synthesis.oversample = {configured['oversample']:g} {says}: by these documents it takes {value:.2f}{sure}"
+        f"{advice}."
+    )
     return lines
+
+
+def _hours(path: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: _time(_at(row, "whole_run", path, "hours"))
 
 
 def _rejected(reason: str) -> Callable[[dict[str, Any]], str]:
