@@ -15,6 +15,7 @@ from sbp_jax.data.rows import write_rows
 from sbp_jax.model import huggingface
 from sbp_jax.model.decoder import Decoder
 from sbp_jax.scoring.gap import gap_closed
+from sbp_jax.scoring.ratio import FEWEST, ratio
 from sbp_jax.stages import score
 
 MODEL = Model(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
@@ -92,3 +93,19 @@ def test_long_documents_count_by_their_tokens():
     repetition, oracle = np.tile([3500.0, 30.0], 100), np.tile([3000.0, 60.0], 100)
     gap = gap_closed(oracle, repetition, oracle, targets)
     assert gap.oracle_gain[0] == pytest.approx((500 - 30) / 1010) and gap.closed == pytest.approx(1.0)
+
+
+def test_a_ratio_of_sums_has_the_interval_of_its_owners():
+    """Guards documents of one owner that count as evidence of their own, and means of ratios."""
+    random = np.random.default_rng(1)
+    sizes = random.uniform(5, 50, 80)
+    nats = sizes * random.normal(2.0, 0.5, 80)
+    found = ratio(nats, sizes, np.arange(80))
+    assert found.value == pytest.approx(nats.sum() / sizes.sum()) and found.low < found.value < found.high
+    # The standard error of a ratio of sums, by the delta method.
+    error = math.sqrt(np.sum((nats - found.value * sizes) ** 2)) / sizes.sum()
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    copied = ratio(np.tile(nats, 9), np.tile(sizes, 9), np.tile(np.arange(80), 9))
+    assert (copied.value, copied.low, copied.high) == pytest.approx((found.value, found.low, found.high))
+    few = np.arange(80) % (FEWEST - 1)
+    assert ratio(nats, sizes, few).value == found.value and ratio(nats, sizes, few).low is None

@@ -6,10 +6,12 @@ import numpy as np
 
 from sbp_jax.scoring.gap import LEVEL, RESAMPLES
 
+FEWEST = 5  # owners below which drawing from them says too little about others
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio with the bounds of its bootstrap interval (95%), None where there is one owner alone."""
+    """A ratio with the bounds of its bootstrap interval (95%), None where there are too few owners for one."""
 
     value: float
     low: float | None
@@ -28,7 +30,7 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) 
     """
     value = float(numerators.sum() / denominators.sum())
     names, places = np.unique(owners, return_inverse=True)
-    if len(names) < 2:
+    if len(names) < FEWEST:
         return Estimate(value, None, None)
     sums = np.stack([np.bincount(places, numerators), np.bincount(places, denominators)], axis=1)
     drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES) @ sums
