@@ -279,7 +279,8 @@ def test_planted_copies_have_the_scores_and_verdicts_of_the_filter_stage(
         f"{fresh} yes",
     ]
     written += ["one two " * 12, "a b c", "cut. off here", f"{fresh} no", fresh[::-1], "round and round"]
-    finishes = ["end"] * 8 + ["length"] + ["end"] * 2 + ["loop"]
+    written += ["a b c"]  # a copy of a rejected one, which does not count against it
+    finishes = ["end"] * 8 + ["length"] + ["end"] * 2 + ["loop", "end"]
     completions = [
         Completion(source.request(number), tokens, finish, -1.0)
         for number, (tokens, finish) in enumerate(zip(tokenizer.encode_batch(written), finishes, strict=True))
@@ -320,7 +321,8 @@ def test_planted_copies_have_the_scores_and_verdicts_of_the_filter_stage(
     ]
     for row, size in zip(found, map(len, tokenizer.encode_batch([row["text"] for row in found])), strict=True):
         assert row["accepted_tokens"] == (size + 1 if row["verdict"] == "accepted" else 0)
-    assert summary(third, completions[0].request.sampling)["copies"] == third["copy"].to_pylist().count(True) / 8
+    assert summary(third, completions[0].request.sampling)["copies"] == third["copy"].to_pylist().count(True) / 9
+    assert first["copy"].to_pylist()[-1] and found[-1]["copy_of"] is None
     owned = accepted_tokens(first)
     assert owned.value == pytest.approx(sum(first["accepted_tokens"].to_pylist()) / len(found))
 
