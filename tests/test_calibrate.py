@@ -21,7 +21,7 @@ from etils import epath
 
 from sbp_jax import cli
 from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
-from sbp_jax.calibration import held_out
+from sbp_jax.calibration import held_out, report
 from sbp_jax.calibration.calibrate import Asked, calibrate, settings
 from sbp_jax.calibration.command import run as run_command
 from sbp_jax.calibration.texts import Compared, accepted_tokens, distinct, scored, summary
@@ -380,6 +380,38 @@ def test_the_speed_leaves_out_filling_and_running_empty() -> None:
 def test_distinct_grams_do_not_cross_documents() -> None:
     assert distinct(["a b c", "a b", "d"], 2) == pytest.approx(2 / 3)
     assert distinct(["a", ""], 2) is None
+
+
+def test_the_text_has_the_numbers_of_every_setting_and_says_what_to_change(planted: SimpleNamespace) -> None:
+    """Guards columns that are exchanged, settings that fall off the page, and runs of which nothing is left."""
+    told = planted.told
+    text, own = report.text(told), _own(told)
+    lines = {line[:28].strip(): line[28:].split() for line in text.splitlines()}
+    rows = told["settings"]
+    assert lines["temperature"] == ["0", "0.9", "*", "1"] and lines["top-p"] == ["1", "0.8", "1"]
+    assert lines["ended by itself"] == [f"{row['finish']['end']:.1%}" for row in rows]
+    assert lines["accepted"] == [f"{row['accepted']:.1%}" for row in rows]
+    assert lines["words in a row of the seed"] == [f"{row['seed_common']:.1f}" for row in rows]
+    assert lines["rejected: too_short"] == [f"{row['rejected'].get('too_short', 0):.1%}" for row in rows]
+    everything = told["held_out"]["all"]
+    found = [f"{bits:.3f}" for bits in everything["bits_per_token"].values()]
+    (line,) = (line.split() for line in text.splitlines() if line.startswith("all "))
+    assert line[3:8] == [f"{everything['tokens']:,}", *found]
+    assert "Reading the seed instead of a random document helps." in text
+    value, low, high = own["whole_run"]["oversample_needed"]
+    says = "is enough" if own["whole_run"]["suffices"] else "is not enough"
+    assert (
+        f"synthesis.oversample = 1.2 {says}: by these documents it takes {value:.2f} ({low:.2f} to {high:.2f})" in text
+    )
+
+    none = {"accepted_tokens_a_document": [0.0, 0.0, 0.0], "oversample_needed": [None] * 3, "advised": None}
+    barren = own | {"whole_run": own["whole_run"] | none, "seed_common": None, "accepted": 0.0}
+    many = [barren, *(rows[0] | {"temperature": place / 8} for place in range(11))]
+    text = report.text(told | {"settings": many, "held_out": None})
+    assert "They leave none of those written here" in text and "validation groups" not in text
+    shown = [line.split()[1:] for line in text.splitlines() if line.startswith("temperature")]
+    assert [len(line) for line in shown] == [9, 4] and max(map(len, text.splitlines()[:40])) <= 120
+    assert shown[1] == ["0.875", "1", "1.125", "1.25"]
 
 
 def _refused(planted: SimpleNamespace, capsys: pytest.CaptureFixture[str], *options: str) -> str:

@@ -80,7 +80,7 @@ def choose(groups: Artifact, pairs: Artifact, sizes: Callable[[int], int], conte
     if len(kept) < LEAST:
         raise SbpError(
             f"of the {available:,} validation groups {len(kept)} can be compared with another one, and a loss needs"
-            f" {LEAST} of them; raise tuning.validation, or accept more pairs"
+            f" {LEAST} of them; raise --groups or tuning.validation, or accept more pairs"
         )
     seeds_G, targets_G, similarity_G = (table[name].to_numpy()[kept] for name in ("seed", "target", "similarity"))
     read, others = [read[place] for place in kept], [found for found in other if found is not None]
