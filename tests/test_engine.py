@@ -195,6 +195,34 @@ def test_reading_by_pieces_equals_the_whole_in_bfloat16(parameters: Parameters) 
     np.testing.assert_allclose(jnp.stack(found, 1), whole[:, 16:], atol=0.15 * float(jnp.std(whole[..., :TOKENS])))
 
 
+@pytest.mark.parametrize("steps", [5, 16, 40])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pages_written_whole_are_those_written_by_columns(steps: int, dtype: str) -> None:
+    """Guards what a TPU runs: page borders, slots that wrote nothing or have no page, columns that do not count."""
+    config, random = replace(CONFIG, dtype=dtype), np.random.default_rng(0)
+    slots, positions, pages = 9, 16, 30
+    lengths = np.array([0, 5, 15, 16, 17, 31, 3, 0, 12])
+    counts = np.array([steps, steps, 1, steps, steps - 1, 2, 0, 0, steps])
+    table = np.full((slots, 6), pages, np.int32)
+    free = iter(random.permutation(pages))
+    for slot in range(slots - 2):  # the last two slots are idle, of which one says that it wrote something
+        needed = -(-(lengths[slot] + counts[slot]) // positions)
+        table[slot, :needed] = [next(free) for _ in range(needed)]
+
+    def filled(count: int, columns: int) -> incremental.Caches:
+        empty = incremental.empty_caches(config, count, columns)
+        return jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype), empty)
+
+    past, recent = filled(pages, positions), filled(slots, steps)
+    holding = cached_attention.held(jnp.asarray(table), jnp.asarray(lengths), pages, positions)
+    unused = recent[0].keys.at[2, ..., 1:].set(jnp.nan)  # of slot 2 one column counts
+    recent = (recent[0]._replace(keys=unused), *recent[1:])
+    both = (incremental.settle, incremental.settle_by_page)
+    ways = [jax.jit(settle)(past, recent, holding, jnp.asarray(counts)) for settle in both]
+    for columns, whole in zip(*map(jax.tree.leaves, ways), strict=True):
+        np.testing.assert_array_equal(columns, whole)
+
+
 def test_a_circle_is_found_when_it_closes_and_what_only_repeats_a_while_is_not(parameters: Parameters) -> None:
     """Guards periods, copies and the least length of circles against the rule on whole texts."""
     flat = jax.tree.map(lambda array: array if np.all(array == 1) else array / 8, parameters)

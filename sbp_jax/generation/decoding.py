@@ -3,6 +3,7 @@
 Legend: B slots, Z pages that a slot can hold, T tokens of one call, V vocabulary, W periods looked for.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from sbp_jax.config import Model
 from sbp_jax.generation.loops import PERIOD, copies_of
 from sbp_jax.generation.sampling import row_keys, sample
 from sbp_jax.model.cached_attention import Attend, held
-from sbp_jax.model.incremental import Caches, empty_caches, extend, next_logits, settle
+from sbp_jax.model.incremental import Caches, empty_caches, extend, next_logits
 from sbp_jax.model.parameters import Parameters
 
 RUNNING, END, LENGTH, LOOP = range(4)  # how a slot stands
@@ -105,6 +106,7 @@ def decode(
     seed: int,
     circles: bool,
     attend: Attend,
+    settle: Callable[..., Caches],
     parameters: Parameters,
     caches: Caches,
     slots: Slots,
@@ -120,6 +122,7 @@ def decode(
       steps: T.
       valid_V: tokens that may be chosen.
       circles: whether a text that goes round in a circle is ended.
+      settle: one of those of `incremental`.
       admitted: what the slots of `admitted_B` begin with.
       table_BZ: the pages of each slot, for all that it holds and will.
     """

@@ -95,7 +95,7 @@ class Engine:
         """Places parameters and an empty cache, and compiles what generates.
 
         Args:
-          parameters: arrays of the host, or of the devices, as `huggingface.load` gives them.
+          parameters: arrays of the host, or of the devices, as `huggingface.load` gives them; those are given up.
           tokenizer: its special tokens end documents and are never chosen, respectively.
           context: most tokens of a prompt and what it is continued by.
           decode_steps: tokens generated between two looks at what has finished.
@@ -134,7 +134,10 @@ class Engine:
             cache_tokens=cache_tokens,
             circles=circles,
         )
-        self._parameters = by_layer(place(parameters, self._programs.loaded))
+        placed = place(parameters, self._programs.loaded)
+        self._parameters = by_layer(placed)
+        for stacked in jax.tree.leaves(placed["layers"]):  # the caller may hold them: then there were two of each
+            stacked.delete()
         self._caches = self._programs.make_caches()
         self._slots: Slots = jax.device_put(idle_slots(slots), self._programs.everywhere)
         self._table = self._new_table()

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sbp_jax.config import Model
 from sbp_jax.generation.decoding import Slots, decode, idle_rows, idle_slots
-from sbp_jax.model import cached_attention, decode_kernel
+from sbp_jax.model import cached_attention, decode_kernel, incremental
 from sbp_jax.model.incremental import Caches, by_layer, empty_caches, read
 from sbp_jax.model.parameters import Parameters, abstract, to_compute_dtype
 from sbp_jax.parallel.sharding import sharding
@@ -95,6 +95,8 @@ def programs(
     valid_V = np.arange(vocabulary) < tokens
     valid_V[separator] = False
     attend = decode_kernel.triton if decode_kernel.runs(config, platform) else cached_attention.xla
+    settle = incremental.settle_by_page if platform == "tpu" else incremental.settle
+    choices = (decode_steps, end_of_document, valid_V, seed, circles, attend, settle)
 
     everywhere = NamedSharding(mesh, PartitionSpec())
     loaded = to_compute_dtype(config, abstract(config, vocabulary, mesh))  # once instead of at each step
@@ -130,7 +132,7 @@ def programs(
             out_shardings=placed,
         ),
         jax.jit(
-            partial(decode, config, vocabulary, decode_steps, end_of_document, valid_V, seed, circles, attend),
+            partial(decode, config, vocabulary, *choices),
             donate_argnums=(1, 2),
             in_shardings=(weights, placed, *[everywhere] * 4),
             out_shardings=(placed, everywhere, everywhere),

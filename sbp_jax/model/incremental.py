@@ -155,6 +155,36 @@ def settle(past: Caches, recent: Caches, held: Held, counts_B: Int[Array, "B"]) 
     return tuple(moved)
 
 
+def settle_by_page(past: Caches, recent: Caches, held: Held, counts_B: Int[Array, "B"]) -> Caches:
+    """As `settle`, to the bit, by whole pages: to put columns into the midst of pages a TPU copies all of a cache."""
+    pages, positions = past[0].keys.shape[0], past[0].keys.shape[-1]
+    columns_T = jnp.arange(recent[0].keys.shape[-1])
+    counted_BT = columns_T < counts_B[:, None]
+    for page in range(1 + (len(columns_T) + positions - 2) // positions):  # that so many tokens may lie in
+        columns_BC = page * positions + jnp.arange(positions) - (held.lengths_B % positions)[:, None]
+        from_BTC = (columns_BC[:, None] == columns_T[:, None]) & counted_BT[..., None]
+        new_BC = jnp.any(from_BTC, axis=1)
+        numbers_B = held.lengths_B // positions + page
+        own_B = jnp.take_along_axis(held.table_BZ, numbers_B[:, None], axis=1, mode="clip")[:, 0]
+        own_B = jnp.where(jnp.any(new_BC, axis=1), own_B, pages)  # out of bounds: dropped
+
+        def spread(products: str, part: Array, counted: Array, from_BTC: Array = from_BTC) -> Array:
+            part = jnp.where(counted, part, 0)  # what does not count may be no number
+            return jnp.einsum(products, part, from_BTC.astype(part.dtype), precision="highest")  # one term a sum
+
+        moved = []
+        for old, new in zip(past, recent, strict=True):
+            keys = spread("bkht,btc->bkhc", new.keys, counted_BT[:, None, None])
+            values = spread("bkth,btc->bkch", new.values, counted_BT[:, None, :, None])
+            keys = jnp.where(new_BC[:, None, None], keys, old.keys.at[own_B].get(mode="clip"))
+            values = jnp.where(new_BC[:, None, :, None], values, old.values.at[own_B].get(mode="clip"))
+            moved.append(
+                Pages(old.keys.at[own_B].set(keys, mode="drop"), old.values.at[own_B].set(values, mode="drop"))
+            )
+        past = tuple(moved)
+    return past
+
+
 def _write(cache: Pages, key_MPKH: Array, value_MPKH: Array, own_M: Array, within_M: Array) -> Pages:
     """Puts blocks of prompts into their pages; those whose page is out of bounds are dropped."""
     places_M2 = jnp.stack([own_M, within_M], axis=1)

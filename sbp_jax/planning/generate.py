@@ -6,6 +6,7 @@ Copies of the model share nothing, so one is compiled, as the engine compiles it
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def plan(
     chosen = None
     for mesh in _meshes(experiment, target, tensor):
         asked = Asked(experiment.model, rows, documents, experiment.tuning.context, target, mesh, experiment.execution)
-        found, attempts = search(asked, slots, lambda number, asked=asked: attempt(asked, vocabulary, number))
+        found, attempts = search(asked, slots, partial(attempt, asked, vocabulary))
         tried += [(asked, made) for made in attempts]
         if found is not None:
             chosen = (asked, found)
@@ -230,14 +231,13 @@ def attempt(asked: Asked, vocabulary: int, slots: int) -> Attempt:
         seed=0,
         cache_tokens=cache_tokens,
     )
-    given = {"weights": device_bytes(made.parameters), "cache": device_bytes(made.caches)}
+    given = device_bytes(made.parameters), device_bytes(made.caches)
     with activations(made.mesh):
         decode = compile_program(made.decode, made.parameters, made.caches, made.slots, *made.decode_arguments)
         read = compile_program(made.read, made.parameters, made.caches, *made.read_arguments)
     if isinstance(decode, int) or isinstance(read, int):
-        needed = max(made if isinstance(made, int) else made.peak for made in (decode, read))
-        unknown = {"temporaries": None, "code": None, "peak": None, "needed": needed}
-        return Attempt(slots, cache_tokens, **given, **unknown, copied_a_step=0, copied_a_call=0, traffic={}, seconds=0)
+        needed = max(program if isinstance(program, int) else program.peak for program in (decode, read))
+        return Attempt(slots, cache_tokens, *given, None, None, None, needed, 0, 0, {}, 0)
     # What a program does not use is no argument of it, but it is held all the same; with the arguments' padding.
     held = max(decode.arguments, read.arguments)
     temporaries = max(decode.results + decode.temporaries, read.results + read.temporaries)
@@ -248,15 +248,15 @@ def attempt(asked: Asked, vocabulary: int, slots: int) -> Attempt:
     return Attempt(
         slots,
         cache_tokens,
-        **given,
-        temporaries=temporaries,
-        code=code,
-        peak=peak,
-        needed=peak,
-        copied_a_step=a_step,
-        copied_a_call=a_call,
-        traffic=traffic,
-        seconds=decode.seconds + read.seconds,
+        *given,
+        temporaries,
+        code,
+        peak,
+        peak,
+        a_step,
+        a_call,
+        traffic,
+        decode.seconds + read.seconds,
     )
 
 
