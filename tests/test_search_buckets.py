@@ -137,7 +137,7 @@ def test_hosts_divide_the_work_and_find_the_same(tmp_path, search):
     whole = together(tmp_path / "one", 1)[0]
     for found in together(tmp_path / "three", 3):
         np.testing.assert_array_equal(found[0], whole[0])
-        np.testing.assert_array_equal(found[1], whole[1])
+        np.testing.assert_allclose(found[1], whole[1], atol=1e-6)  # products of other shapes round otherwise
 
 
 def test_other_hosts_than_before_divide_the_vectors_anew(tmp_path):
