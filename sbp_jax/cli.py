@@ -253,7 +253,10 @@ def _pipeline(options: argparse.Namespace) -> "Pipeline":
     from sbp_jax.experiments import load
     from sbp_jax.pipeline import Pipeline
 
-    experiment = load(options.config, options.set, options.tiny)
+    short = [
+        f"execution.{name}={value}" for name in ("engine", "vllm_python") if (value := getattr(options, name, None))
+    ]
+    experiment = load(options.config, [*options.set, *short], options.tiny)
     workdir = options.workdir or f"runs/{experiment.name}"
     if "://" in workdir:
         raise SbpError(
@@ -339,7 +342,15 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(stage=stage)
         if stage == "synthesize":
             calibration_command.add_options(command)
+            _add_engine(command)
+    _add_engine(run)
     return parser
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--engine", choices=("jax", "vllm"), help="that generates; short for execution.engine")
+    text = "the Python of an environment with vLLM; short for execution.vllm_python"
+    command.add_argument("--vllm-python", metavar="PATH", help=text)
 
 
 def _quiet_libraries() -> None:

@@ -128,3 +128,11 @@ def test_every_stage_is_a_command(capsys, tmp_path, stage):
         assert run(capsys, *arguments)[0] == 0
     else:
         assert "which is not complete" in refused(capsys, *arguments)
+
+
+def test_the_engine_has_an_option_of_its_own(tmp_path: Path) -> None:
+    """Guards against an option that is taken and not handed on."""
+    arguments = ["run", "configs/quickstart.py", "--tiny", "--workdir", str(tmp_path), "--until", "documents"]
+    options = cli._parser().parse_args([*arguments, "--engine", "vllm", "--vllm-python", "/opt/vllm/bin/python"])
+    execution = cli._pipeline(options).experiment.execution
+    assert (execution.engine, execution.vllm_python) == ("vllm", "/opt/vllm/bin/python")
