@@ -3,18 +3,12 @@
 .venv/bin/python docs/generate_plan_tables.py [part of a topology's name ...]
 """
 
-import argparse
-import contextlib
-import io
 import json
 import re
-import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-from sbp_jax.experiments import load
-from sbp_jax.planning import command
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "planning.md"
@@ -26,13 +20,13 @@ HEAD = (
 TOPOLOGIES = ("v5p:2x2x1", "v6e:2x2", "v5e:2x2")
 
 
-def plan(options: str) -> dict[str, Any]:
-    """What `sbp plan generate CONFIG ... --json` prints."""
-    parser = argparse.ArgumentParser()
-    command.add_generate_options(parser)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        command.run_generate(parser.parse_args([*shlex.split(options), "--json"]), load(str(ROOT / CONFIG), []))
-    return json.loads(printed.getvalue())
+def plan(*options: str) -> dict[str, Any]:
+    """What `sbp plan generate CONFIG ... --json` prints, in a process of its own: libtpu is loaded as it asks for."""
+    command = [sys.executable, "-m", "sbp_jax", "plan", "generate", CONFIG, *options, "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout)
 
 
 def row(made: dict[str, Any]) -> str:
@@ -64,7 +58,7 @@ def main(wanted: list[str]) -> None:
     for topology in TOPOLOGIES:
         if wanted and not any(part in topology for part in wanted):
             continue
-        made = plan(f"--topology {topology}")
+        made = plan("--topology", topology)
         print([(tried["slots"], tried["needed"], tried["seconds"]) for tried in made["tried"]], flush=True)
         new = row(made)
         print(new, flush=True)

@@ -109,8 +109,8 @@ def test_the_planner_compiles_for_what_the_engine_gives() -> None:
         ("decode", (made.parameters, made.caches, made.slots, *made.decode_arguments)),
     ):
         assert given[name] == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arguments)
-        expected = jax.tree.leaves(arguments)[: len(placed[name])]  # the host's arrays come last
-        assert [leaf.sharding for leaf in expected] == placed[name]
+        on_devices = zip(jax.tree.leaves(arguments), placed[name], strict=False)  # the host's arrays come last
+        assert all(leaf.sharding.is_equivalent_to(found, leaf.ndim) for leaf, found in on_devices)
 
 
 def _plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -129,7 +129,7 @@ def test_a_toy_compiled_for_two_of_four_chips(capsys: pytest.CaptureFixture[str]
     made = json.loads(out)
     chosen, speed = made["chosen"], made["chosen"]["speed"]
     assert chosen["mesh"] == {"data": 1, "fsdp": 1, "tensor": 2} and chosen["copies"] == 2
-    matrices = 2 * (2 * 256 * 4 * 128 + 2 * 256 * 2 * 128 + 3 * 256 * 512) + 2 * 4096 * 256
+    matrices = 2 * (2 * 256 * 4 * 128 + 2 * 256 * 2 * 128 + 3 * 256 * 512) + 2 * 2048 * 256
     norms = (2 * 2 + 1) * 256 + 2 * 2 * 128
     assert chosen["weights"] == 2 * matrices / 2 + 4 * norms
     held = 100 + 30 + 16 + 64  # the prompt, half of what is new, a call's tokens, half of a page
@@ -172,7 +172,7 @@ def test_the_search_fills_the_memory_with_few_compilations(each: float) -> None:
     found, tried = search(asked, None, lambda slots: _attempt(asked, slots, 7e9 + each * slots))
     assert found is not None and len(tried) <= generate.MOST_COMPILED
     limit = 0.95 * 95.74 * GIB
-    assert 0.93 * limit < found.needed <= limit
+    assert found.needed <= limit < max(found.needed / 0.93, found.needed + generate.MULTIPLE * each)
 
 
 def test_slots_that_are_asked_for_are_compiled_once_whether_they_fit_or_not() -> None:
@@ -193,7 +193,7 @@ def test_a_model_larger_than_a_chip_has_no_slots() -> None:
 
 
 def test_pages_are_no_more_than_the_context_of_all_slots() -> None:
-    short = replace(_asked(), context=1664, documents=Documents(828, 828))
+    short = replace(_asked(), context=1664, documents=Documents(1600, 64))
     assert short.cache_tokens(10) == 10 * 13 * 128 and _asked().cache_tokens(1) == 64 * 128
     assert _asked(cache_tokens=1000).cache_tokens(10) == 64 * 128  # one slot must be able to grow to the context
 
@@ -226,8 +226,9 @@ ENTRY %main (p0: bf16[4,2]) -> bf16[4,2] {
         (["--topology", "v9:2x2"], "--topology v9:2x2: expected a kind of chip"),
         (["--topology", "v5e:1x1", "--slots", "0"], "--slots is 0; it must be at least 1"),
         (["--topology", "v5e:1x1", "--tensor", "-1"], "--tensor is -1; it must be at least 1"),
-        (["--topology", "v5e:1x1", "--tokens", "-1e9"], "--tokens is -1e+09; it must be at least 1"),
+        (["--topology", "v5e:1x1", "--tokens=-1e9"], "--tokens is -1e+09; it must be at least 1"),
         (["--topology", "v5e:1x1", "--tokens", "nan"], "--tokens is nan; it must be at least 1"),
+        (["--topology", "v5e:1x1", "--tokens", "inf"], "--tokens is inf; it must be at least 1"),
         (["--topology", "v5e:1x1", "--utilisation", "0"], "--utilisation is 0; it is a fraction"),
         (["--topology", "v5e:1x1", "--prompt-utilisation", "2"], "--prompt-utilisation is 2; it is a fraction"),
         (["--topology", "v5e:1x1", "--prompt-tokens", "512"], "do not fit a context of 512"),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 
 from sbp_jax.config import Experiment
 from sbp_jax.errors import SbpError
@@ -121,7 +122,7 @@ def run_generate(options: argparse.Namespace, experiment: Experiment) -> None:
 
     for name in ("slots", "tensor", "tokens"):
         value = getattr(options, name)
-        if value is not None and not value >= 1:
+        if value is not None and not 1 <= value < math.inf:
             raise SbpError(f"--{name} is {value:g}; it must be at least 1")
     for name in ("utilisation", "prompt_utilisation"):
         if not 0 < getattr(options, name) <= 1:
