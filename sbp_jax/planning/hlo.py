@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
+ON_CHIP = "S(1)"  # of a TPU's memory spaces
 COPIES = ("copy", "copy-start", "transpose")
 ITEM_BITS = {"pred": 8, "token": 0, "bf16": 16}  # the others end in their number of bits, such as s32 or f8e4m3's 8
 
@@ -101,7 +102,10 @@ def collectives(text: str) -> tuple[dict[str, Traffic], int]:
 
 
 def copies(text: str, shapes: Collection[tuple[int, ...]]) -> tuple[float, float]:
-    """Bytes of the copies that a program makes of arrays of such shapes: outside of its loops, and once around them."""
+    """Bytes of the copies that a program makes of arrays of such shapes: outside of its loops, and once around them.
+
+    What goes to the chip's own memory, ahead of its use, is no copy.
+    """
     module = parse(text)
     made = [0.0, 0.0]
     regions = [(module.entry, 0)]
@@ -111,9 +115,10 @@ def copies(text: str, shapes: Collection[tuple[int, ...]]) -> tuple[float, float
             if instruction.opcode == "while":
                 regions.append((instruction.attribute("body") or "", 1))
             elif instruction.opcode in COPIES:
-                _, dimensions = _ARRAY.findall(instruction.result)[0]  # the first of a copy-start's is the copy
-                if tuple(map(int, filter(None, dimensions.split(",")))) in shapes:
-                    made[inside] += array_bytes(instruction.result.removeprefix("(").partition("}")[0])
+                copied = instruction.result.removeprefix("(").partition("}")[0]  # the first of a copy-start's results
+                _, dimensions = _ARRAY.findall(copied)[0]
+                if tuple(map(int, filter(None, dimensions.split(",")))) in shapes and ON_CHIP not in copied:
+                    made[inside] += array_bytes(copied)
     return made[0], made[1]
 
 
