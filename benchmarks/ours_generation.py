@@ -135,16 +135,20 @@ def bandwidth(sizes: list[int], steps: int) -> None:
     """
     device = jax.devices()[0]
     mesh = build_mesh(MeshShape(1, 1, 1), [device])
-    parameters = initialize(THREE_BILLION, PAPER_VOCABULARY, 0, mesh)
     cast = jax.jit(lambda tree: to_compute_dtype(THREE_BILLION, tree), donate_argnums=0)
-    parameters = cast(parameters)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(parameters)) - parameters["embedding"].nbytes
+    parameters = jax.eval_shape(cast, abstract(THREE_BILLION, PAPER_VOCABULARY, mesh))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parameters))
+    weights -= parameters["embedding"].size * parameters["embedding"].dtype.itemsize
     token_bytes = 2 * THREE_BILLION.layers * THREE_BILLION.kv_heads * THREE_BILLION.head_dim * 2
     copied, datasheet = _copy_rate(), DATASHEET.get(device.device_kind)
     for slots in sizes:
         started = time.perf_counter()
         engine = Engine(
-            *(THREE_BILLION, parameters, TextTokenizer(PAPER_VOCABULARY, -1, -1, None)),  # type: ignore[arg-type]
+            *(
+                THREE_BILLION,
+                cast(initialize(THREE_BILLION, PAPER_VOCABULARY, 0, mesh)),
+                TextTokenizer(PAPER_VOCABULARY, -1, -1, None),
+            ),  # type: ignore[arg-type]
             **{"context": 2048, "mesh": mesh, "slots": slots, "decode_steps": steps, "seed": 0, "circles": False},
             cache_tokens=slots * 1792,
             name="random weights",
@@ -219,11 +223,10 @@ def _engines(options: argparse.Namespace, context: int) -> list[Engine]:
     model = replace(checkpoint.model, dtype=options.dtype)
     meshes = replicas.meshes(MeshShape())
     target = to_compute_dtype(model, abstract(model, checkpoint.vocabulary, meshes[0]))
-    parameters = huggingface.load(folder, model, checkpoint.vocabulary, meshes[0], target)
     return [
         Engine(
             model,
-            parameters,
+            huggingface.load(folder, model, checkpoint.vocabulary, mesh, target),
             TextTokenizer(checkpoint.vocabulary, -1, -1, None),  # type: ignore[arg-type]  # no text, and no end
             context=context,
             mesh=mesh,
