@@ -276,6 +276,17 @@ def test_copies_of_the_model_side_by_side_write_what_one_does(
     assert [row["key"] for row in rows] == [row["key"] for row in expected]
 
 
+def test_two_copies_on_one_cpu_divide_the_slots_and_write_what_one_does(
+    tmp_path: Path, whole: Artifact, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the layout of a machine with a single CPU device, which the eight of the tests would hide."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(replicas.os, "cpu_count", lambda: 2)
+    assert len(replicas.meshes(MeshShape())) == 2
+    _run(tmp_path, inputs, execution=replace(EXECUTION, slots=2 * EXECUTION.slots))
+    assert _shards(tmp_path) == _shards(whole.path)
+
+
 def test_an_error_of_one_copy_stops_all(inputs: dict[str, Artifact]) -> None:
     class Endless:
         def generate(self, requests):  # type: ignore[no-untyped-def]

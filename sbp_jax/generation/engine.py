@@ -48,7 +48,6 @@ class Work:
     generated: int = 0
     prompt_tokens: int = 0
     read_tokens: int = 0
-    calls: int = 0
     put_back: int = 0
     waiting_seconds: float = 0.0
     seconds: float = 0.0
@@ -271,7 +270,6 @@ class Engine:
             self._caches, self._slots, outputs = self._programs.decode(
                 self._parameters, self._caches, self._slots, rows, admitted_B, self._table.table.copy()
             )
-        self.work.calls += 1
         return outputs
 
     def _finished(self, outputs: Outputs, entries: dict[int, _Entry]) -> Iterator[tuple[int, Completion]]:
