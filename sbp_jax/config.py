@@ -206,7 +206,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Arm:
-    """What one final model sees: a real stream and a share of synthetic tokens."""
+    """What one final model sees: a mixture in tokens, its order, and where its synthetic text came from."""
 
     name: str
     real: str = "capped"  # capped or oracle
@@ -214,6 +214,59 @@ class Arm:
     # What its synthesizer was tuned on: related documents, or random ones as a control; none, another control, is text
     # of the base model, which reads nothing before it writes.
     pairs: str = "related"
+    base: str | None = None  # the arm whose model its synthesizer starts from, for another round; None: repetition
+    order: str = "uniform"  # of the streams: uniform, or staged: synthetic text first, real text last
+    # How documents stand in rows: documents, each for itself; megadoc: all synthetic ones of a seed and then the seed,
+    # which see one another (arXiv 2603.18534); in_context: related real ones side by side, which see one another too
+    # (Shi et al. 2023).
+    layout: str = "documents"
+    weight_decay: float | None = None  # None: that of `training`
+    epochs: float | None = None  # passes over its real stream, after which it stops early; None: the common budget
+    flops_of: str | None = None  # the arm whose operations, those of its synthetic text included, it may train for
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Further arms that differ in one thing, for `sbp sweep`: a grid to choose from before anything is compared."""
+
+    shares: tuple[float, ...] = ()  # of synthetic tokens, each an arm like the first that has some
+    weight_decays: tuple[float, ...] = ()  # with `epochs` a grid of arms like repetition
+    epochs: tuple[float, ...] = ()
+    seeds: int = 1  # the first of the experiment's that they are trained with
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """A held-out corpus of the user's on which the arms' loss is measured, beside the test documents."""
+
+    name: str
+    paths: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)  # files, folders or globs, as of the corpus
+    text: str = "{text}"  # a document, from the fields of a record, such as "{question} {answer}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the arms are scored on besides the test documents."""
+
+    texts: tuple[TextSet, ...] = ()
+    stride: int | None = None  # tokens that a window moves on within a document; None: all of its context
+    rows_while_training: int = 64  # of each text set that are scored at each validation; 0: none
+    tasks: tuple[str, ...] = ()  # of lm-eval, or of `sbp evaluate --list`, which reads them from `data`
+    data: str | None = field(default=None, metadata=NOT_IN_RECIPE)  # folder of the local tasks' files
+    fewshot: int | None = None  # examples before each question; None: the task's own
+    limit: int | None = None  # items of a task that are asked; None: all
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How synthetic documents are compared with real ones."""
+
+    documents: int = 2000  # of each kind that are measured, spread evenly
+    judge_url: str | None = field(
+        default=None, metadata=NOT_IN_RECIPE
+    )  # an OpenAI-compatible endpoint, such as http://localhost:8000/v1; None: nothing is judged
+    judge_model: str | None = None  # its name there
+    judged: int = 200  # documents of each kind that are judged
 
 
 @dataclass(frozen=True)
@@ -274,5 +327,8 @@ class Experiment:
     filters: Filters = field(default_factory=Filters)
     arms: tuple[Arm, ...] = ARMS
     seeds: tuple[int, ...] = (0,)  # each arm is trained once for each seed
+    sweep: Sweep = field(default_factory=Sweep)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    quality: Quality = field(default_factory=Quality)
     note: str = ""  # printed by the report: what a reader must know before believing the numbers
     execution: Execution = field(default_factory=Execution, metadata=NOT_IN_RECIPE)
