@@ -191,6 +191,7 @@ def check(experiment: Experiment) -> None:
     )
     _demand(model.head_dim % 2 == 0, f"model.head_dim is {model.head_dim}; RoPE turns pairs, so it must be even")
     choices = {
+        "splits.by": (splits.by, ("text", "source")),
         "model.dtype": (model.dtype, ("float32", "bfloat16")),
         "embedding.dtype": (experiment.embedding.dtype, ("float32", "bfloat16")),
         "neighbors.backend": (experiment.neighbors.backend, ("auto", "scann", "exact", "bucketed")),

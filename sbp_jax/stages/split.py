@@ -1,6 +1,7 @@
 """Stage `split`: which documents are held out, which are the capped set, and which the oracle set adds.
 
-A seeded hash of the text decides, so that equal texts share a split. Then near-copies are brought to one side, pair
+A seeded hash of the text decides, so that equal texts share a split; with `splits.by` = source the hash of the source
+chooses among the documents that are not held out. Then near-copies are brought to one side, pair
 by pair: a held-out document that is a near-copy of a training document joins the training side, and of those that
 remain, a validation document that is a near-copy of a test document joins the test set. A document that moved may
 make others move; connected components are never formed.
@@ -65,10 +66,11 @@ def _assign(output: Output, documents: Artifact, splits: Splits) -> tuple[np.nda
     held: list[np.ndarray] = []
     capped: list[np.ndarray] = []
     with progress(f"{output.label}: hash", documents.rows, "documents") as counter:
-        for table in parquet.tables(documents, ["text"]):
+        for table in parquet.tables(documents, ["text"] if splits.by == "text" else ["text", splits.by]):
             texts = [text.encode() for text in table["text"].to_pylist()]
+            owners = texts if splits.by == "text" else [owner.encode() for owner in table[splits.by].to_pylist()]
             held.append(np.array([xxhash.xxh3_64_intdigest(text, held_seed) for text in texts], np.uint64))
-            capped.append(np.array([xxhash.xxh3_64_intdigest(text, capped_seed) for text in texts], np.uint64))
+            capped.append(np.array([xxhash.xxh3_64_intdigest(owner, capped_seed) for owner in owners], np.uint64))
             counter.advance(len(texts))
     u_held, u_capped = np.concatenate(held) / 2.0**64, np.concatenate(capped) / 2.0**64
     training = np.select([u_capped < splits.capped, u_capped < splits.oracle], [CAPPED, ORACLE], UNUSED)
