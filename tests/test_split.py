@@ -23,6 +23,7 @@ def run(
     per_shard: int = 100,
     name: str = "splits",
     sources: list[str] | None = None,
+    named: list[str | None] | None = None,
 ) -> tuple[list[str], Artifact]:
     documents = Output(epath.Path(folder / f"documents_{name}"), Recipe("ingest", 1, {}, {}), "ingest")
     for shard, first in enumerate(range(0, len(texts), per_shard)):
@@ -30,8 +31,9 @@ def run(
         columns = {"ordinal": list(range(first, first + len(part))), "text": part}
         if sources is not None:
             columns["source"] = sources[first : first + len(part)]
-        table = pa.table(columns)
-        documents.shard(shard, ".parquet", lambda writing, table=table: parquet.write(writing, table))
+        if named is not None:
+            columns["split"] = named[first : first + len(part)]
+        documents.shard(shard, ".parquet", lambda writing, columns=columns: parquet.write(writing, pa.table(columns)))
     output = Output(epath.Path(folder / name), Recipe("split", 1, {}, {}), "split")
     artifact = split.run(output, documents=documents.finish(), splits=splits, execution=Execution())
     table = parquet.read(artifact)
@@ -77,6 +79,17 @@ def test_a_cap_by_source_keeps_the_documents_of_a_source_together(tmp_path):
     capped = [source for source, splits in by_source.items() if "capped" in splits]
     assert 0.22 < len(capped) / 400 < 0.38
     assert any("test" in by_source[source] for source in capped)  # held out by text, as without sources
+
+
+def test_documents_that_name_their_split_keep_it_but_for_near_copies(tmp_path):
+    """A test document of the user's must not be trained on, nor a copy of a training document score the arms."""
+    texts = [" ".join(words(i)) for i in range(50)]
+    named = ["capped", "oracle", "unused", "validation", "test"] * 9 + [None] * 5
+    texts[4] = texts[0] + " and more"  # a test document that the capped set holds
+    found, artifact = run(tmp_path, texts, HALVES, named=named)
+    expected = ["unused" if place == 4 else name for place, name in enumerate(named[:45])]
+    assert found[:45] == expected and artifact.stats["moved"] == 1
+    assert all(name in {"capped", "oracle", "unused", "validation", "test"} for name in found[45:])
 
 
 def sides(found: list[str]) -> np.ndarray:

@@ -22,6 +22,7 @@ from etils import epath
 from sbp_jax.config import Corpus
 from sbp_jax.errors import SbpError
 
+SPLITS = ("validation", "test", "capped", "oracle", "unused")
 SHOWN = 20  # names listed in an error message
 
 LINES = tuple(f".{name}{packing}" for name in ("jsonl", "json", "ndjson") for packing in ("", ".gz", ".zst"))
@@ -40,6 +41,7 @@ class Document:
     text: str
     line: int  # line, or Parquet row, counted from 1
     source: str  # what the record says, or the name of its file
+    split: str | None = None  # what the record says
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Skipped:
     Attributes:
       file: the file as the user named it.
       line: line, or Parquet row, counted from 1.
-      reason: not_json, not_an_object, no_text_field, text_not_a_string, empty or invalid_utf8.
+      reason: not_json, not_an_object, no_text_field, text_not_a_string, empty, unknown_split or invalid_utf8.
       detail: what was found instead, for people.
     """
 
@@ -194,7 +196,8 @@ def _from_json(line: bytes, file: epath.Path, number: int, corpus: Corpus) -> Do
         return Skipped(str(file), number, "no_text_field", f"fields: {_some(record)}")
     identity = record.get(corpus.id_field) if corpus.id_field is not None else None
     origin = record.get(corpus.source_field) if corpus.source_field is not None else None
-    return _document(record[corpus.text_field], identity, origin, file, number)
+    split = record.get(corpus.split_field) if corpus.split_field is not None else None
+    return _document(record[corpus.text_field], identity, origin, split, file, number)
 
 
 def _some(names: Iterable[str]) -> str:
@@ -203,11 +206,13 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "") or "none"
 
 
-def _document(text: Any, identity: Any, origin: Any, file: epath.Path, number: int) -> Document | Skipped:
+def _document(text: Any, identity: Any, origin: Any, split: Any, file: epath.Path, number: int) -> Document | Skipped:
     if not isinstance(text, str):
         return Skipped(str(file), number, "text_not_a_string", f"a {type(text).__name__}")
     if not text.strip():
         return Skipped(str(file), number, "empty")
+    if split is not None and split not in SPLITS:
+        return Skipped(str(file), number, "unknown_split", f"{split!r}; a split is {', '.join(SPLITS)}")
     name = "" if identity is None else str(identity)
     source = ("" if origin is None else str(origin)) or file.name
     try:  # JSON escapes can spell half of a surrogate pair, which no UTF-8 can hold
@@ -216,7 +221,7 @@ def _document(text: Any, identity: Any, origin: Any, file: epath.Path, number: i
         source.encode()
     except UnicodeEncodeError as error:
         return Skipped(str(file), number, "invalid_utf8", str(error).encode("ascii", "backslashreplace").decode())
-    return Document(name or content_id(text), text, number, source)
+    return Document(name or content_id(text), text, number, source, split)
 
 
 def _parquet(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
@@ -228,7 +233,7 @@ def _parquet(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
                 count = "no column" if corpus.text_field not in names else "several columns"
                 choice = f"set corpus.text_field to one of: {_some(names)}"
                 raise SbpError(f"{file} has {count} {corpus.text_field!r}; {choice}")
-            wanted = (corpus.text_field, corpus.id_field, corpus.source_field)
+            wanted = (corpus.text_field, corpus.id_field, corpus.source_field, corpus.split_field)
             columns = list(dict.fromkeys(name for name in wanted if name in names))
             number = 0
             for batch in table.iter_batches(BATCH, columns=columns):
@@ -237,13 +242,13 @@ def _parquet(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
                 for row in zip(*(values.get(name or "", absent) for name in wanted), strict=True):
                     number += 1
                     try:
-                        text, identity, origin = (
+                        text, identity, origin, split = (
                             value.decode() if isinstance(value, bytes) else value for value in row
                         )
                     except UnicodeDecodeError as error:
                         yield Skipped(str(file), number, "invalid_utf8", str(error))
                         continue
-                    yield _document(text, identity, origin, file, number)
+                    yield _document(text, identity, origin, split, file, number)
         except (pa.ArrowException, OSError) as error:
             raise SbpError(_unreadable(file, error)) from error
 
@@ -269,4 +274,4 @@ def _plain_text(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped
     roots = [_root(name).parts for name in corpus.paths]
     shared = os.path.commonprefix([file.parent.parts, *roots])
     identity = None if corpus.id_field is None else "/".join(file.parts[len(shared) :])
-    yield _document(text, identity, None, file, 1)
+    yield _document(text, identity, None, None, file, 1)
