@@ -144,7 +144,7 @@ class World:
         """
         genre = self._genre(concept, random)
         used = {(fact.attribute, fact.genre, fact.wording) for fact in told}
-        frames = []
+        frames: list[tuple[int, int]] = []
         for attribute in random.permutation(sorted({attribute for attribute, _, _ in used})).tolist():
             free = [place for place in range(len(FRAMES[genre])) if (attribute, genre, place) not in used]
             if free and len(frames) < self.rules.told:
