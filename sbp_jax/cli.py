@@ -107,7 +107,7 @@ def _synthesize(options: argparse.Namespace) -> None:
     if not calibration_command.asked(options):
         _stage(options)
         return
-    from sbp_jax.graph import SUFFIX
+    from sbp_jax.arms import SUFFIX
 
     pipeline = _pipeline(options)
     known = pipeline.experiment, pipeline.nodes, SUFFIX, pipeline.artifact, str(pipeline.workdir)

@@ -8,8 +8,9 @@ from typing import Any
 
 from etils import epath
 
+from sbp_jax.arms import SUFFIX, Source, TrainedArm, in_order, source, suffix, trained_arms
 from sbp_jax.artifacts import Artifact
-from sbp_jax.config import BASE_ARM, Experiment
+from sbp_jax.config import BASE_ARM, Arm, Experiment
 from sbp_jax.embedding import models
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
@@ -32,8 +33,6 @@ from sbp_jax.stages import (
     tune,
 )
 from sbp_jax.text import contamination, documents
-
-SUFFIX = {"related": "", "random": "-random", "none": "-self"}  # of the instances behind an arm, by `Arm.pairs`
 
 
 def _files(path: str) -> list[epath.Path]:
@@ -104,32 +103,37 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         inputs = {"tokens": tokens, "splits": splits, "documents": real, "tokenizer": tokenizer}
         add(f"rows-{stream}", pack, inputs, {"stream": stream, "context": context, "settings": settings})
 
-    # Arms that need no synthetic text; the first run of the repetition arm is the base model.
-    def add_arms(synthetic: bool) -> None:
-        for arm in experiment.arms:
-            if (arm.synthetic_share > 0) != synthetic:
-                continue
-            for seed in experiment.seeds:
-                inputs = {
-                    "real": f"rows-{arm.real}",
-                    "oracle": "rows-oracle",
-                    "validation": "rows-validation",
-                    "tokenizer": tokenizer,
-                }
-                if synthetic:
-                    inputs["synthetic"] = f"rows-synthetic{SUFFIX[arm.pairs]}"
-                config = {"settings": settings, "model": experiment.model, "training": experiment.training}
-                add(
-                    f"train-{arm.name}-{seed}",
-                    train,
-                    inputs,
-                    config | {"synthetic_share": arm.synthetic_share, "seed": seed},
-                )
+    arms = in_order(trained_arms(experiment))
+    base = train_name(BASE_ARM, experiment.seeds[0])
 
-    add_arms(synthetic=False)
-    base = f"train-{BASE_ARM}-{experiment.seeds[0]}"
+    def add_arm(entry: TrainedArm) -> None:
+        """One model for each seed of an arm."""
+        arm = entry.arm
+        inputs = {
+            "real": f"rows-{arm.real}" + ("-in-context" if arm.layout == "in_context" else ""),
+            "oracle": "rows-oracle",
+            "validation": "rows-validation",
+            "tokenizer": tokenizer,
+        }
+        if (origin := source(arm)) is not None:
+            inputs |= {role_of(arm): f"rows-{role_of(arm)}{suffix(*origin)}"}
+        training = experiment.training
+        if arm.weight_decay is not None:
+            training = replace(training, weight_decay=arm.weight_decay)
+        config = {"settings": settings, "model": experiment.model, "training": training}
+        config |= {"synthetic_share": arm.synthetic_share}
+        config |= {"order": arm.order} if arm.order != "uniform" else {}  # in the recipe where it is not as usual
+        config |= {"epochs": arm.epochs} if arm.epochs is not None else {}
+        for seed in entry.seeds:
+            add(train_name(arm.name, seed), train, inputs, config | {"seed": seed})
 
-    # Step 1: pairs.
+    # Arms that need the real rows alone; the first run of the repetition arm is the base model.
+    early = [entry for entry in arms if source(entry.arm) is None and entry.arm.layout == "documents"]
+    early = [entry for entry in early if entry.arm.flops_of is None]
+    for entry in early:
+        add_arm(entry)
+
+    # Step 1: pairs, and the rows of related documents side by side.
     inputs, config = {"documents": real, "splits": splits}, {"embedding": experiment.embedding}
     if experiment.embedding.model == models.SELF and experiment.embedding.vectors is None:
         inputs |= {"base": base, "tokenizer": tokenizer}
@@ -146,10 +150,25 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         {"pairs": experiment.pairs, "context": experiment.tuning.context},
     )
 
-    def add_synthesizer(chosen: str, suffix: str) -> str:
-        """Step 2: the synthesizer, tuned on some pairs, each grouped with further documents that are read."""
+    if any(entry.arm.layout == "in_context" for entry in arms):
+        inputs = {"tokens": tokens, "splits": splits, "documents": real, "tokenizer": tokenizer, "neighbors": near}
+        config = {"stream": "capped", "context": context, "settings": settings}
+        add("rows-capped-in-context", pack, inputs, config)
+
+    def add_groups(kind: str) -> str:
+        """Pairs for synthesizers, each grouped with further documents that are read, and the rows of these."""
+        ending = SUFFIX[kind]
+        chosen = related if kind == "related" else f"pairs{ending}"
+        if f"groups{ending}" in nodes:  # of an earlier round
+            return chosen
+        if kind == "random":  # the control: as many pairs from the same seeds, of documents that are not related
+            config: dict[str, Any] = {"neighbors": experiment.neighbors, "threshold": experiment.pairs.threshold}
+            drawn = add(f"neighbors{ending}", neighbors, {"embeddings": embeddings, "like": related}, config)
+            inputs = {"neighbors": drawn, "screened": screened, "tokens": tokens}
+            config = {"pairs": experiment.pairs, "context": experiment.tuning.context, "window": False}
+            add(chosen, pairs, inputs, config)
         tuning, rules = experiment.tuning, experiment.pairs
-        config: dict[str, Any] = {
+        config = {
             "conditioning": tuning.conditioning,
             "near_duplicate": rules.near_duplicate,
             "common": rules.common,
@@ -157,28 +176,38 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             "context": tuning.context,
         }
         inputs = {"pairs": chosen, "screened": screened, "tokens": tokens}
-        grouped = add(f"groups{suffix}", group, inputs, config)
+        grouped = add(f"groups{ending}", group, inputs, config)
         for part in ("train", "validation"):
             config = {"settings": settings, "part": part, "context": tuning.context}
             inputs = {"groups": grouped, "tokens": tokens, "tokenizer": tokenizer}
-            add(f"rows-pairs-{part}{suffix}", pack_pairs, inputs, config)
+            add(f"rows-pairs-{part}{ending}", pack_pairs, inputs, config)
+        return chosen
+
+    def add_synthesizer(kind: str, start: str | None) -> str:
+        """Step 2: the synthesizer, tuned on pairs from the model of an arm; None: from the base model."""
+        tuning, ending = experiment.tuning, SUFFIX[kind]
         inputs = {
-            "pairs": f"rows-pairs-train{suffix}",
-            "validation": f"rows-pairs-validation{suffix}",
+            "pairs": f"rows-pairs-train{ending}",
+            "validation": f"rows-pairs-validation{ending}",
             "tokenizer": tokenizer,
         }
-        if tuning.base is None:
-            inputs["base"], own_base = base, None
+        if start is not None or tuning.base is None:
+            inputs["base"], own_base = base if start is None else train_name(start, experiment.seeds[0]), None
         else:
             own_base = partial(tune.base_files, tuning, experiment.model, settings)
         config = {"settings": settings, "model": experiment.model, "tuning": tuning}
-        return add(f"synthesizer{suffix}", tune, inputs, config, own_base)
+        return add(f"synthesizer{suffix(kind, start)}", tune, inputs, config, own_base)
 
-    def add_synthetic(model: str, chosen: str | None, share: float, suffix: str) -> tuple[str, str]:
+    def add_source(kind: str, start: str | None) -> None:
         """Step 3: synthetic documents, all of them and those kept, and the rows of these.
 
         Without pairs nothing is read before a document is written, and the model need not be a synthesizer.
         """
+        ending, chosen = suffix(kind, start), None if kind == "none" else add_groups(kind)
+        if kind == "none":  # the control: what the model of an arm writes of itself
+            model = base if start is None else train_name(start, experiment.seeds[0])
+        elif (model := f"synthesizer{ending}") not in nodes:
+            add_synthesizer(kind, start)
         inputs = {"model": model, "capped": "rows-capped", "oracle": "rows-oracle", "tokens": tokens}
         inputs |= {"splits": splits, "documents": real, "tokenizer": tokenizer}
         config: dict[str, Any] = {
@@ -187,51 +216,66 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             "synthesis": experiment.synthesis,
             "conditioning": 0,
             "context": context,
-            "share": share,
+            "share": shares[kind, start],
             "training_tokens": experiment.training.tokens,
         }
         if chosen is not None:
             inputs["pairs"] = chosen
             config |= {"conditioning": experiment.tuning.conditioning, "context": experiment.tuning.context}
-        synthesized = add(f"synthesized{suffix}", synthesize, inputs, config)
+        synthesized = add(f"synthesized{ending}", synthesize, inputs, config)
         inputs = {"synthesized": synthesized, "documents": real, "splits": splits, "screened": screened}
         config = {"evaluations": evaluations, "filters": experiment.filters}
-        kept = add(f"synthetic{suffix}", filter, inputs, config, evaluations.files)
+        kept = add(f"synthetic{ending}", filter, inputs, config, evaluations.files)
         inputs = {"documents": kept, "tokenizer": tokenizer}
-        tokenized = add(f"tokens-synthetic{suffix}", tokenize, inputs, {"settings": settings})
-        inputs = {"tokens": tokenized, "documents": kept, "tokenizer": tokenizer}
-        config = {"stream": "synthetic", "context": context, "settings": settings}
-        add(f"rows-synthetic{suffix}", pack, inputs, config)
-        return synthesized, kept
+        tokenized = add(f"tokens-synthetic{ending}", tokenize, inputs, {"settings": settings})
+        if "synthetic" in roles[kind, start]:
+            inputs = {"tokens": tokenized, "documents": kept, "tokenizer": tokenizer}
+            config = {"stream": "synthetic", "context": context, "settings": settings}
+            add(f"rows-synthetic{ending}", pack, inputs, config)
+        if "megadoc" in roles[kind, start]:
+            inputs = {"tokens": tokens, "documents": real, "tokenizer": tokenizer}
+            inputs |= {"synthetic": kept, "synthetic_tokens": tokenized}
+            config = {"stream": "megadoc", "context": context, "settings": settings}
+            add(f"rows-megadoc{ending}", pack, inputs, config)
 
-    synthesizer = add_synthesizer(related, SUFFIX["related"])
-    shares = {
-        kind: max((arm.synthetic_share for arm in experiment.arms if arm.pairs == kind), default=0.0) for kind in SUFFIX
-    }
-    if shares["related"] > 0:
-        synthesized, synthetic = add_synthetic(synthesizer, related, shares["related"], SUFFIX["related"])
-    if shares["random"] > 0:  # the control: as many pairs from the same seeds, of documents that are not related
-        suffix = SUFFIX["random"]
-        config = {"neighbors": experiment.neighbors, "threshold": experiment.pairs.threshold}
-        drawn = add(f"neighbors{suffix}", neighbors, {"embeddings": embeddings, "like": related}, config)
-        inputs = {"neighbors": drawn, "screened": screened, "tokens": tokens}
-        config = {"pairs": experiment.pairs, "context": experiment.tuning.context, "window": False}
-        unrelated = add(f"pairs{suffix}", pairs, inputs, config)
-        add_synthetic(add_synthesizer(unrelated, suffix), unrelated, shares["random"], suffix)
-    if shares["none"] > 0:  # the control: what the base model writes of itself
-        add_synthetic(base, None, shares["none"], SUFFIX["none"])
-    add_arms(synthetic=True)
+    add_groups("related")
+    synthesizer = add_synthesizer("related", None)
+    shares: dict[Source, float] = {}  # the greatest of the arms that read a source says how much is written
+    roles: dict[Source, set[str]] = {}
+    for entry in arms:
+        if (origin := source(entry.arm)) is not None:
+            shares[origin] = max(shares.get(origin, 0.0), entry.arm.synthetic_share)
+            roles.setdefault(origin, set()).add(role_of(entry.arm))
+    for kind in SUFFIX:
+        if (kind, None) in shares:
+            add_source(kind, None)
+    for entry in arms:
+        if entry not in early:
+            origin = source(entry.arm)
+            if origin is not None and f"synthetic{suffix(*origin)}" not in nodes:
+                add_source(*origin)
+            add_arm(entry)
 
     # Scores and the report.
     inputs = {"documents": real, "splits": splits, "neighbors": near, "screened": screened, "pairs": related}
     inputs["synthesizer"] = synthesizer
-    if shares["related"] > 0:
-        inputs |= {"synthesized": synthesized, "synthetic": synthetic}
-    for arm in experiment.arms:
-        for seed in experiment.seeds:
-            trained = f"train-{arm.name}-{seed}"
+    if ("related", None) in shares:
+        inputs |= {"synthesized": "synthesized", "synthetic": "synthetic"}
+    for entry in trained_arms(experiment):
+        for seed in entry.seeds:
+            arm, trained = entry.arm, train_name(entry.arm.name, seed)
             config = {"model": experiment.model, "training": experiment.training}
             scored = add(f"score-{arm.name}-{seed}", score, {"trained": trained, "test": "rows-test"}, config)
             inputs |= {f"trained/{arm.name}/{seed}": trained, f"scored/{arm.name}/{seed}": scored}
     add("report", report, inputs, {"experiment": experiment, "source": to_source(experiment)})
     return nodes
+
+
+def train_name(arm: str, seed: int) -> str:
+    """The instance that trains an arm with a seed."""
+    return f"train-{arm}-{seed}"
+
+
+def role_of(arm: Arm) -> str:
+    """The stream through which an arm reads its synthetic text."""
+    return "megadoc" if arm.layout == "megadoc" else "synthetic"

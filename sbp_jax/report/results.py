@@ -24,7 +24,7 @@ class Results:
     """The artifacts of one experiment.
 
     Attributes:
-      trained, scored: by name of the arm, then by seed.
+      trained, scored: by name of the arm, then by seed; those of the sweep are there too.
       synthesized, synthetic: None where no arm reads synthetic text.
     """
 

@@ -2,6 +2,7 @@
 
 import json
 
+from sbp_jax.arms import trained_arms
 from sbp_jax.artifacts import Artifact, Output
 from sbp_jax.config import Execution, Experiment
 from sbp_jax.report.page import render
@@ -31,12 +32,14 @@ def run(
 
     Args:
       source: the experiment as a config file.
-      arms: "trained/<arm>/<seed>" and "scored/<arm>/<seed>" for every arm and seed of the experiment.
+      arms: "trained/<arm>/<seed>" and "scored/<arm>/<seed>" for every arm and seed, those of its sweep included.
     """
 
     def of_arms(role: str) -> dict[str, dict[int, Artifact]]:
-        seeds = experiment.seeds
-        return {arm.name: {seed: arms[f"{role}/{arm.name}/{seed}"] for seed in seeds} for arm in experiment.arms}
+        return {
+            entry.arm.name: {seed: arms[f"{role}/{entry.arm.name}/{seed}"] for seed in entry.seeds}
+            for entry in trained_arms(experiment)
+        }
 
     made = (documents, splits, neighbors, screened, pairs, synthesizer, synthesized, synthetic)
     results = Results(experiment, *made, of_arms("trained"), of_arms("scored"))
