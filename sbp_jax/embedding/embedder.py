@@ -13,6 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from sbp_jax.config import Model
+from sbp_jax.model.encoder import Bert
 from sbp_jax.parallel.sharding import activations
 
 LENGTHS = (*range(32, 257, 32), 320, 384, 448, 512)  # padded lengths; each costs one compilation, about a second
@@ -27,10 +29,12 @@ class Embedder:
     Attributes:
       width: numbers of a vector.
       mesh: of this host's devices.
+      shape: of the model.
     """
 
     width: int
     mesh: Mesh
+    shape: Bert | Model
     _tokenize: Callable[[Sequence[str]], list[Sequence[int]]]  # token ids of each text, never none
     _embed: Callable[[Any, Array, Array], Array]  # parameters, tokens [B, T], lengths [B] to unit vectors [B, D]
     _parameters: Any
@@ -52,21 +56,32 @@ class Embedder:
         return np.concatenate([np.empty((0, self.width), np.float32), *self.stream(windows, batch, advance)])
 
     def stream(
-        self, windows: Iterable[Sequence[str]], batch: int, advance: Callable[[int], None] = lambda documents: None
+        self,
+        windows: Iterable[Sequence[str]],
+        batch: int,
+        advance: Callable[[int], None] = lambda documents: None,
+        lengths: Callable[[list[int]], None] = lambda lengths: None,
     ) -> Iterator[Float[np.ndarray, "N D"]]:
-        """The vectors of one window of texts after another; the devices compute one while the host reads the next."""
+        """The vectors of one window of texts after another; the devices compute one while the host reads the next.
+
+        Args:
+          lengths: told the tokens of each text of a window, once it is tokenised.
+        """
         waiting: tuple[list[list[int]], list[Array]] | None = None
         for texts in windows:
-            started = self._start(texts, batch)
+            started = self._start(texts, batch, lengths)
             if waiting is not None:
                 yield self._gather(*waiting, advance)
             waiting = started
         if waiting is not None:
             yield self._gather(*waiting, advance)
 
-    def _start(self, texts: Sequence[str], batch: int) -> tuple[list[list[int]], list[Array]]:
+    def _start(
+        self, texts: Sequence[str], batch: int, lengths: Callable[[list[int]], None]
+    ) -> tuple[list[list[int]], list[Array]]:
         """Sets the devices to work: which documents are in each batch, and what comes of it."""
         ids = self._tokenize(texts)
+        lengths([len(row) for row in ids])
         order = sorted(range(len(ids)), key=lambda place: len(ids[place]))  # like lengths together: little padding
         batch = -(-batch // self.mesh.size) * self.mesh.size
         groups = [order[start : start + batch] for start in range(0, len(order), batch)]

@@ -118,7 +118,8 @@ def _bert(folder: epath.Path, embedding: Embedding, mesh: Mesh, attend: str) -> 
         return unit(mean(x_BTD, jnp.arange(x_BTD.shape[1]) < lengths_B[:, None]), width)
 
     whole = NamedSharding(mesh, PartitionSpec())
-    return Embedder(width, mesh, tokenize, jax.jit(embed, out_shardings=whole), jax.device_put(weights, whole))
+    program = jax.jit(embed, out_shardings=whole)
+    return Embedder(width, mesh, module.config, tokenize, program, jax.device_put(weights, whole))
 
 
 def _qwen3(folder: epath.Path, embedding: Embedding, mesh: Mesh, attend: str) -> Embedder:
@@ -168,7 +169,8 @@ def _decoder(
         x_BTD = decoder.hidden(tokens_BT, segments_BT, positions_BT, backend)
         return unit(pool(decoder.unembed(x_BTD.astype(jnp.float32))[0], lengths_B), width)
 
-    return Embedder(width, mesh, tokenize, jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec())), weights)
+    program = jax.jit(embed, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return Embedder(width, mesh, model, tokenize, program, weights)
 
 
 def _read_tokenizer(folder: epath.Path) -> tuple[tokenizers.Tokenizer, int]:

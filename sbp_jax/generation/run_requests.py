@@ -71,6 +71,10 @@ class RunRequests:
         room = self._context - self._synthesis.max_new_tokens - len(self._tokens(seed)) - 2
         return reading(seed, further, [len(self._tokens(ordinal)) for ordinal in further], room)
 
+    def prompt_tokens(self, read: list[int]) -> int:
+        """Tokens of the prompt that has these documents."""
+        return 1 + sum(len(self._tokens(ordinal)) + 1 for ordinal in read)
+
     def _tokens(self, ordinal: int) -> np.ndarray:
         return np.frombuffer(self._records[ordinal], "<i4")
 

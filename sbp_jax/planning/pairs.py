@@ -8,20 +8,19 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sbp_jax.accounting import formulas
 from sbp_jax.config import Model, Neighbors
 from sbp_jax.errors import SbpError
 from sbp_jax.model.encoder import Bert
 from sbp_jax.model.parameters import count
 from sbp_jax.planning.topology import GIB, slice_of
-from sbp_jax.search import backends, bucketed, exact, kmeans, partitioned, scann_search
+from sbp_jax.search import backends, bucketed, exact, partitioned, scann_search
 from sbp_jax.text.shingles import WORDS
-from sbp_jax.training.flops import flops_per_token, peak_flops
+from sbp_jax.training.flops import peak_flops
 
 CHIPS_A_HOST = 4  # of a TPU slice
 PASSES = 6  # of bfloat16 that a float32 product at the highest precision takes on a TPU
-UNEVEN = 1.5  # what joining buckets of unlike sizes, padded, costs beyond joining even ones
 CORE_FLOPS = 40e9  # float32 operations a second of a CPU core in a matrix product
-SOAR = 2  # leaves of ScaNN's tree that a document is in
 QWEN3_EMBEDDING = Model(width=1024, layers=28, heads=16, kv_heads=8, head_dim=128, ffn=3072)
 QWEN3_VOCABULARY, BERT_VOCABULARY = 151_669, 30_522
 EMBEDDERS = {"all-minilm-l6-v2": 384, "qwen3-embedding-0.6b": 1024, "none": None}  # width; none: the user's own vectors
@@ -140,22 +139,19 @@ def _ordinal(documents: int) -> float:
 def _exact(corpus: Corpus, machines: Machines) -> dict[str, Any]:
     """Every vector against every other, in bfloat16 on accelerators; the candidates again, on every device."""
     n, width, devices = corpus.documents, corpus.width, machines.devices
-    kept, each = corpus.top_k + 1 + exact.SPARE, math.ceil(n / devices)
-    products, again = 2 * n * n * width, 2 * n * kept * width * devices
+    each, products = math.ceil(n / devices), formulas.exact_search(n, width, corpus.top_k, devices)
     number = 4 if machines.platform == "cpu" else 4 + 2  # those that are scanned are rounded, once
     block = exact.QUERIES * exact.BLOCK * 4 * 2
-    seconds = (products + again) / _speed(machines, machines.hosts)
+    seconds = products / _speed(machines, machines.hosts)
     host = 8 * n + 4 * each * width * machines.devices / machines.hosts  # while the devices are filled
-    return _search(machines, products + again, seconds, number * each * width + block, host, 0)
+    return _search(machines, products, seconds, number * each * width + block, host, 0)
 
 
 def _bucketed(corpus: Corpus, machines: Machines) -> dict[str, Any]:
     """Centroids from a sample, on one host; every vector against them and every bucket with itself, on all of them."""
     n, width, k = corpus.documents, corpus.width, corpus.top_k
     chosen = bucketed.settings(n, width, Neighbors(top_k=k))
-    trained = 2 * kmeans.ROUNDS * chosen.sample * chosen.buckets * width
-    assigned = 2 * n * chosen.buckets * width
-    joined = UNEVEN * 2 * (chosen.spill * n) ** 2 / chosen.buckets * width
+    trained, assigned, joined = formulas.bucketed_search(n, width, asdict(chosen)).values()
     passes = PASSES if machines.platform == "tpu" else 1
     seconds = trained / _speed(machines, 1) + (assigned + passes * joined) / _speed(machines, machines.hosts)
     entries = math.ceil(chosen.spill * n / chosen.groups)
@@ -173,14 +169,12 @@ def _scann(corpus: Corpus, machines: Machines) -> dict[str, Any]:
     memory = machines.host_memory
     parts = partitioned.partitions_for(n, width, int(backends.SHARE * memory)) if memory else 1
     inside = math.ceil(n / parts)
-    asked = n * (min(partitioned.ROUTED, parts) if parts > 1 else 1)  # at most: of near leaves, many have one owner
     chosen = scann_search.settings(inside, Neighbors(top_k=corpus.top_k))
-    searched = SOAR * inside * chosen.leaves_to_search / chosen.leaves
-    each = 2 * width * (chosen.leaves + chosen.reorder) + searched * width / chosen.dimensions_per_block
-    seconds = asked * each / _speed(machines, machines.hosts) if machines.platform == "cpu" else None
-    disk = (4 * width + 12) * (asked if parts > 1 else n * machines.hosts)
+    flops = formulas.scann_search(n, width, asdict(chosen) | {"partitions": parts})
+    seconds = flops / _speed(machines, machines.hosts) if machines.platform == "cpu" else None
+    disk = (4 * width + 12) * n * (min(partitioned.ROUTED, parts) if parts > 1 else machines.hosts)
     held = partitioned.BUILDING * 4 * inside * width + 8 * n
-    made = _search(machines, asked * each, seconds, 0, held, disk)
+    made = _search(machines, flops, seconds, 0, held, disk)
     return made | {"settings": asdict(chosen) | {"partitions": parts}}
 
 
@@ -231,10 +225,8 @@ def embedder_flops(name: str, tokens: int) -> float:
     """Operations for a token of a document of so many: 2 a parameter of a product, and attention."""
     if name == "none":
         return 0.0
-    if name == "qwen3-embedding-0.6b":
-        return flops_per_token(QWEN3_EMBEDDING, 0, tokens) / 3
-    bert = Bert()
-    return float(bert.layers * (2 * (4 * bert.width**2 + 2 * bert.width * bert.ffn) + 4 * tokens * bert.width))
+    token, square = formulas.embedder(QWEN3_EMBEDDING if name == "qwen3-embedding-0.6b" else Bert())
+    return token + tokens * square
 
 
 def embedder_parameters(name: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sbp_jax.accounting import formulas
 from sbp_jax.artifacts import Artifact, Output
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Embedding, Execution, Model, Tokenizer
@@ -87,13 +88,16 @@ def run(
     total = None if hosts.several() else splits.stats.get("documents_capped")
     with ExitStack() as stack:
         counter = stack.enter_context(progress(output.label, total, "documents"))
+        lengths: list[int] = []  # tokens of the documents of the shard in the making
+        costs = 0.0, 0.0
         if embedding.vectors is not None:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             todo = [part for part in own if part.name in unfinished]
             width, vectors = _from_files(embedding, documents.rows, capped, todo, scratch, counter)
         else:
             embedder = _embedder(base, tokenizer, model, settings, embedding, execution)
-            width, vectors = embedder.width, _from_model(embedder, execution.embed_batch, counter.advance)
+            width, costs = embedder.width, formulas.embedder(embedder.shape)
+            vectors = _from_model(embedder, execution.embed_batch, counter.advance, lengths.extend)
             if embedding.whiten and unfinished:
                 sample = _from_model(embedder, execution.embed_batch, lambda documents: None)
                 vectors = _whitened(vectors, _fit(output.label, capped, parts, sample))
@@ -101,12 +105,16 @@ def run(
 
             def write(writing: Writing, part: Part = part) -> None:
                 table = capped(part)
+                lengths.clear()
                 _write(writing, table, vectors(table), width)
+                squares = sum(length**2 for length in lengths)
+                writing.stats |= {"tokens": sum(lengths), "squared_tokens": squares}
 
             file = output.shard(part.number, ".parquet", write)
             if part.name not in unfinished:
                 counter.skip(file.rows)
-    return output.finish({"model": embedding.vectors or embedding.model, "width": width})
+    stats = {"model": embedding.vectors or embedding.model, "width": width}
+    return output.finish(stats | dict(zip(("token_flops", "square_flops"), costs, strict=True)))
 
 
 def _parts(documents: Artifact) -> list[Part]:
@@ -151,11 +159,16 @@ def _embedder(
     return models.load_base(base.folder(export.BEST), own, model, embedding, mesh, execution.attention)
 
 
-def _from_model(embedder: Embedder, batch: int, advance: Callable[[int], None]) -> Vectors:
+def _from_model(
+    embedder: Embedder,
+    batch: int,
+    advance: Callable[[int], None],
+    lengths: Callable[[list[int]], None] = lambda lengths: None,
+) -> Vectors:
     def vectors(table: pa.Table) -> Iterator[np.ndarray]:
         starts = range(0, table.num_rows, WINDOW)
         windows = (table["text"].slice(start, WINDOW).to_pylist() for start in starts)
-        for start, vectors_RD in zip(starts, embedder.stream(windows, batch, advance), strict=True):
+        for start, vectors_RD in zip(starts, embedder.stream(windows, batch, advance, lengths), strict=True):
             bad = np.flatnonzero(~np.isfinite(vectors_RD).all(axis=1))
             if len(bad):
                 first = table["id"][start + int(bad[0])].as_py()

@@ -6,7 +6,7 @@ are missing. What a document is depends on its request alone, and so not on wher
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,10 @@ def run(
         }
         describe = partial(_row, source, ids, lineage)
         own = sum(map(len, ranges.values()))
-        with _Shards(output, ranges) as shards, progress(output.label, own, "documents") as counter:
+        with (
+            _Shards(output, ranges, source.prompt_tokens) as shards,
+            progress(output.label, own, "documents") as counter,
+        ):
 
             def requests(index: int) -> Iterator[Request]:
                 counter.skip(shards.open(index))
@@ -107,8 +110,8 @@ def run(
 class _Shards:
     """The shards that are not there yet, each written when its last document is."""
 
-    def __init__(self, output: Output, ranges: dict[int, range]):
-        self._output, self._ranges = output, ranges
+    def __init__(self, output: Output, ranges: dict[int, range], read: Callable[[list[int]], int]):
+        self._output, self._ranges, self._read = output, ranges, read
         self._journals: dict[int, Journal] = {}
 
     def __enter__(self) -> "_Shards":
@@ -144,7 +147,7 @@ class _Shards:
         journal, numbers = self._journals[index], self._ranges[index]
         if all(number in journal.rows for number in numbers):
             with self._output.writing(_name(index)) as writing:
-                _write(writing, [journal.rows[number] for number in numbers])
+                _write(writing, [journal.rows[number] for number in numbers], self._read)
             self._journals.pop(index).delete()
 
 
@@ -169,9 +172,17 @@ def _row(source: RunRequests, ids: pa.ChunkedArray, lineage: dict[str, Any], com
     }
 
 
-def _write(writing: Writing, rows: list[dict[str, Any]]) -> None:
+def _write(writing: Writing, rows: list[dict[str, Any]], read: Callable[[list[int]], int]) -> None:
+    """Writes a shard; its counts of tokens read and written are what it is charged by (`accounting`).
+
+    Args:
+      read: gives the tokens of a prompt, from the documents in it.
+    """
     parquet.write(writing, pa.Table.from_pylist(rows, SCHEMA))
-    writing.stats = {"documents": len(rows), "new_tokens": sum(row["new_tokens"] for row in rows)}
+    prompts, new = [read(row["conditioning"]) for row in rows], [row["new_tokens"] for row in rows]
+    squares = sum((before + after) ** 2 for before, after in zip(prompts, new, strict=True))
+    writing.stats = {"documents": len(rows), "new_tokens": sum(new), "prompt_tokens": sum(prompts)}
+    writing.stats |= {"squared_tokens": squares}
     writing.stats |= {f"finish_{name}": sum(row["finish"] == name for row in rows) for name in FINISHES}
 
 
