@@ -18,7 +18,6 @@ from sbp_jax.text import documents
 
 VERSION = 2
 PROBE = 10_000  # when not one of so many first records is a document, there is no use in reading on
-SCHEMA = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in ("id", "source", "text"))])
 
 
 def run(output: Output, *, corpus: Corpus, execution: Execution) -> Artifact:
@@ -101,12 +100,7 @@ def _too_many(corpus: Corpus, skipped: list[documents.Skipped], bad: int, read: 
 
 
 def _shard(output: Output, corpus: Corpus, index: int, found: list[documents.Document]) -> None:
-    first = index * corpus.documents_per_shard
-    rows = [
-        {"ordinal": ordinal, "id": document.id, "source": document.source, "text": document.text}
-        for ordinal, document in enumerate(found, start=first)
-    ]
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    table = documents.table(found, index * corpus.documents_per_shard)
 
     def write(writing: Writing) -> None:
         parquet.write(writing, table)
