@@ -7,6 +7,7 @@ change what is computed beyond rounding and are no part of any artifact's recipe
 from dataclasses import dataclass, field
 
 NOT_IN_RECIPE = {"recipe": False}  # cannot change a result, or what it names is in the recipe by its content
+GROWS = {"grows": True}  # entries by name, of which --set makes one that is not there yet
 
 
 @dataclass(frozen=True)
@@ -246,15 +247,18 @@ class TextSet:
 
     name: str
     paths: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)  # files, folders or globs, as of the corpus
-    text: str = "{text}"  # a document, from the fields of a record, such as "{question} {answer}"
+    text: str = "{text}"  # a document, from the fields of a record, such as "{question} {choices[gold]}"
+    max_skipped: float = field(
+        default=0.01, metadata=NOT_IN_RECIPE
+    )  # fraction of records without a text above which reading stops instead of skipping them
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What the arms are scored on besides the test documents."""
 
-    texts: tuple[TextSet, ...] = ()
-    stride: int | None = None  # tokens that a window moves on within a document; None: all of its context
+    texts: tuple[TextSet, ...] = field(default=(), metadata=GROWS)
+    stride: int | None = None  # tokens that a window moves on within a document, test ones too; None: a whole context
     rows_while_training: int = 64  # of each text set that are scored at each validation; 0: none
     tasks: tuple[str, ...] = ()  # of lm-eval, or of `sbp evaluate --list`, which reads them from `data`
     data: str | None = field(default=None, metadata=NOT_IN_RECIPE)  # folder of the local tasks' files

@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Experiment
+from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Evaluation, Experiment
 from sbp_jax.errors import SbpError
 from sbp_jax.overrides import check_types, override
+from sbp_jax.text import record_text
 from sbp_jax.training.optimizer import optimizer
+
+NAME, NAME_RULE = r"\w[\w.-]*", "letters, digits, '.', '_' and '-'"
 
 
 def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = False) -> Experiment:
@@ -68,6 +71,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         ),
         seeds=experiment.seeds[:1],
         note="This is the tiny variant: it shows that the pipeline runs from end to end, and nothing else.",
+        evaluation=Evaluation(),
         execution=replace(experiment.execution, slots=32, accumulate=1),
     )
 
@@ -225,7 +229,7 @@ def check(experiment: Experiment) -> None:
     _demand(bool(experiment.seeds), "seeds is empty; give at least one, such as seeds=0")
     names = [arm.name for arm in experiment.arms]
     for name in (experiment.name, *names):
-        _demand(bool(re.fullmatch(r"\w[\w.-]*", name)), f"the name {name!r} must be letters, digits, '.', '_' and '-'")
+        _demand(bool(re.fullmatch(NAME, name)), f"the name {name!r} must be {NAME_RULE}")
     _demand(len(set(names)) == len(names), f"two arms have one name: {', '.join(names)}")
     for needed in (BASE_ARM, ORACLE_ARM):
         _demand(
@@ -241,10 +245,32 @@ def check(experiment: Experiment) -> None:
             _demand(
                 plain, f"the arm {arm.name} reads the {real} set and nothing else; give the changed one another name"
             )
+    _check_texts(experiment)
     seeds = {"seeds": experiment.seeds, "splits.seed": (splits.seed,), "synthesis.seed": (experiment.synthesis.seed,)}
     for name, values in seeds.items():
         _demand(all(0 <= seed < 2**32 for seed in values), f"{name} must lie between 0 and {2**32 - 1}")
     _demand(len(set(experiment.seeds)) == len(experiment.seeds), "seeds has the same number twice")
+
+
+def _check_texts(experiment: Experiment) -> None:
+    evaluation, context = experiment.evaluation, experiment.training.context
+    names = [texts.name for texts in evaluation.texts]
+    _demand(len(set(names)) == len(names), f"two text sets have one name: {', '.join(names)}")
+    for texts in evaluation.texts:
+        field = f"evaluation.texts.{texts.name}"
+        _demand(bool(re.fullmatch(NAME, texts.name)), f"the name {texts.name!r} must be {NAME_RULE}")
+        _demand(texts.name != "test", f"{field}: test is the name of the corpus's own test documents; choose another")
+        _demand(
+            bool(texts.paths),
+            f"{field}.paths is empty; name the files or folders of the set (the sets are {', '.join(names)})",
+        )
+        _demand(0 <= texts.max_skipped <= 1, f"{field}.max_skipped is {texts.max_skipped:g}; it is a fraction")
+        record_text.parse(texts.text, f"{field}.text")
+    _demand(
+        evaluation.stride is None or 1 <= evaluation.stride <= context,
+        f"evaluation.stride is {evaluation.stride}; it is from 1 to training.context ({context}), or none",
+    )
+    _demand(evaluation.rows_while_training >= 0, "evaluation.rows_while_training is negative; 0 scores none")
 
 
 def _demand(condition: bool, message: str) -> None:

@@ -18,7 +18,6 @@ from sbp_jax.text import documents
 
 VERSION = 2
 PROBE = 10_000  # when not one of so many first records is a document, there is no use in reading on
-SCHEMA = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in ("id", "source", "text"))])
 
 
 def run(output: Output, *, corpus: Corpus, execution: Execution) -> Artifact:
@@ -103,10 +102,7 @@ def _too_many(corpus: Corpus, skipped: list[documents.Skipped], bad: int, read: 
 
 
 def _shard(output: Output, corpus: Corpus, index: int, found: list[documents.Document]) -> None:
-    first = index * corpus.documents_per_shard
-    schema = SCHEMA if corpus.split_field is None else SCHEMA.append(pa.field("split", pa.string()))
-    rows = [vars(document) | {"ordinal": ordinal} for ordinal, document in enumerate(found, start=first)]
-    table = pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema=schema)
+    table = documents.table(found, index * corpus.documents_per_shard, corpus.split_field is not None)
 
     def write(writing: Writing) -> None:
         parquet.write(writing, table)
