@@ -5,9 +5,10 @@ The run of the `repetition` arm is the base model as well.
 
 from sbp_jax.artifacts import Artifact, Output
 from sbp_jax.config import Execution, Model, Tokenizer, Training
-from sbp_jax.data.budget import training_tokens
-from sbp_jax.data.mixing import plan_arm
-from sbp_jax.data.rows import RowSource
+from sbp_jax.data.budget import tokens_of_passes, training_tokens
+from sbp_jax.data.mixing import plan_arm, plan_megadoc
+from sbp_jax.data.rows import ROW_TARGETS, RowSource
+from sbp_jax.data.screened import mapped
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.text import tokenizer as text_tokenizer
@@ -25,28 +26,47 @@ def run(
     validation: Artifact,
     tokenizer: Artifact,
     synthetic: Artifact | None = None,
+    megadoc: Artifact | None = None,
     settings: Tokenizer,
     model: Model,
     training: Training,
     synthetic_share: float,
     seed: int,
+    order: str = "uniform",
+    epochs: float | None = None,
     execution: Execution,
 ) -> Artifact:
     """Trains for the token budget; the last rows of each stream that are not full are left out.
+
+    Args:
+      real: the packed real stream.
+      synthetic, megadoc: that of synthetic documents, or of megadocs, which hold real ones too; one of them at most.
+      synthetic_share: of all targets of the run.
+      order: of the streams, as `mixing.Plan` has it.
+      epochs: passes over the real stream that make the budget, with the synthetic share on top; None: the common one.
 
     Raises:
       SbpError: the budget is smaller than one step, or a stream has no full row.
     """
     streams = {"real": _full_rows(real, "real", "lower training.context")}
-    if synthetic is not None:
-        streams["synthetic"] = _full_rows(synthetic, "synthetic", "raise synthesis.oversample or loosen the filters")
+    remedy = "raise synthesis.oversample or loosen the filters"
+    for name, artifact in (("synthetic", synthetic), ("megadoc", megadoc)):
+        if artifact is not None:
+            streams[name] = _full_rows(artifact, name, remedy)
     tokens = training_tokens(training.tokens, oracle)
+    if epochs is not None:
+        tokens = tokens_of_passes(epochs, synthetic_share, real)
     steps = tokens // (training.batch_rows * training.context)
     if steps < 1:
         size = f"one step of {training.batch_rows} rows of {training.context}"
         raise SbpError(f"{tokens:,} training tokens are less than {size}; lower training.batch_rows or add documents")
-    rows = steps * training.batch_rows
-    plan = plan_arm(rows, training.context, synthetic_share, streams["real"], streams.get("synthetic"))
+    asked = (steps * training.batch_rows, training.context, synthetic_share, streams["real"])
+    if megadoc is None:
+        plan = plan_arm(*asked, streams.get("synthetic"), order)
+    else:
+        targets_R = mapped(megadoc.file(ROW_TARGETS))[: len(streams["megadoc"])]
+        plan = plan_megadoc(*asked, targets_R, order)
+        streams["megadoc"] = RowSource(megadoc, plan.rows.get("megadoc", 0))
     encoder = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
     token_bytes = real.stats["bytes"] / real.stats["targets"]
     job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed, token_bytes)

@@ -66,12 +66,17 @@ def _save_model(
 
 
 def _entry(run: Run, name: str, seen: dict[str, int]) -> dict[str, Any]:
-    """A stream's line of the ledger; where rows differ in targets, as pairs do, rows are the plan."""
+    """A stream's line of the ledger; where rows differ in targets, as pairs do, rows are the plan.
+
+    A stream that holds synthetic and real text says how many of its tokens are synthetic.
+    """
     rows, row_tokens = run.plan.rows[name], run.plan.row_tokens
+    both = {"synthetic_tokens": run.plan.synthetic[name]} if name in run.plan.synthetic else {}
     return {
         "planned_rows": rows,
         "rows": seen["rows"],
         "planned_tokens": seen["tokens"] if row_tokens is None else rows * row_tokens,
         "tokens": seen["tokens"],
         "epochs": run.plan.epochs[name],
+        **both,
     }

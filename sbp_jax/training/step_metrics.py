@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from sbp_jax.data.mixing import Batch, Plan
+from sbp_jax.data.rows import SYNTHETIC
 from sbp_jax.errors import SbpError
 from sbp_jax.model.parameters import Parameters
 from sbp_jax.parallel import hosts
@@ -133,7 +134,7 @@ class MetricsReader:
             "step": unread.step,
             "rows that give no finite loss": rows,
             "rows of this host": [
-                {"row": row, "stream": names[int(stream)], "documents": np.unique(documents[documents >= 0]).tolist()}
+                {"row": row, "stream": names[int(stream)], **_documents(documents)}
                 for row, stream, documents in zip(own, unread.batch["stream"], unread.batch["documents"], strict=True)
             ],
         }
@@ -146,3 +147,11 @@ class MetricsReader:
             f" listed in {file}. Lower the learning rate (peak_lr) or the gradient clip, or look at those documents;"
             " the run goes on from its last checkpoint"
         )
+
+
+def _documents(documents_L: np.ndarray) -> dict[str, list[int]]:
+    """Ordinals of a row's documents; those of synthetic ones apart where real ones stand in the same stream."""
+    held = np.unique(documents_L[documents_L >= 0])
+    synthetic = held[held >= SYNTHETIC] - SYNTHETIC
+    told = {"documents": held[held < SYNTHETIC].tolist()}
+    return told | ({"synthetic documents": synthetic.tolist()} if len(synthetic) else {})
