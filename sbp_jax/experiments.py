@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Evaluation, Experiment
+from sbp_jax.arm_checks import NAME, NAME_RULE, check_arms
+from sbp_jax.config import Corpus, Evaluation, Experiment
 from sbp_jax.errors import SbpError
 from sbp_jax.overrides import check_types, override
 from sbp_jax.text import record_text
 from sbp_jax.training.optimizer import optimizer
-
-NAME, NAME_RULE = r"\w[\w.-]*", "letters, digits, '.', '_' and '-'"
 
 
 def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = False) -> Experiment:
@@ -227,24 +226,8 @@ def check(experiment: Experiment) -> None:
     _demand(experiment.synthesis.top_k >= 0, "synthesis.top_k is negative; 0 keeps every token")
     _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")
     _demand(bool(experiment.seeds), "seeds is empty; give at least one, such as seeds=0")
-    names = [arm.name for arm in experiment.arms]
-    for name in (experiment.name, *names):
-        _demand(bool(re.fullmatch(NAME, name)), f"the name {name!r} must be {NAME_RULE}")
-    _demand(len(set(names)) == len(names), f"two arms have one name: {', '.join(names)}")
-    for needed in (BASE_ARM, ORACLE_ARM):
-        _demand(
-            needed in names, f"there is no arm named {needed}; gap closed is measured between repetition and oracle"
-        )
-    for arm in experiment.arms:
-        _demand(arm.real in ("capped", "oracle"), f"arms.{arm.name}.real is {arm.real}; it may be capped or oracle")
-        possible = ("related", "random", "none")
-        _demand(arm.pairs in possible, f"arms.{arm.name}.pairs is {arm.pairs}; it may be related, random or none")
-        if arm.name in (BASE_ARM, ORACLE_ARM):
-            real = "capped" if arm.name == BASE_ARM else "oracle"
-            plain = arm.real == real and arm.synthetic_share == 0
-            _demand(
-                plain, f"the arm {arm.name} reads the {real} set and nothing else; give the changed one another name"
-            )
+    _demand(bool(re.fullmatch(NAME, experiment.name)), f"the name {experiment.name!r} must be {NAME_RULE}")
+    check_arms(experiment)
     _check_texts(experiment)
     seeds = {"seeds": experiment.seeds, "splits.seed": (splits.seed,), "synthesis.seed": (experiment.synthesis.seed,)}
     for name, values in seeds.items():

@@ -7,11 +7,13 @@ import types
 import typing
 from typing import Any
 
+from sbp_jax.arms import chosen
+from sbp_jax.config import Arm
 from sbp_jax.errors import SbpError
 
 
 def override(experiment: Any, assignment: str) -> Any:
-    """The experiment with one field replaced.
+    """The experiment with one field replaced; `arms` itself takes names, of its own arms or of standard ones.
 
     Raises:
       SbpError: there is no such field, or the value has the wrong type.
@@ -38,7 +40,9 @@ def _replace(owner: Any, names: list[str], text: str, path: str) -> Any:
     named_entries = dataclasses.is_dataclass(member)
     if fields[name].metadata.get("grows") and names[1:] and names[1] not in [entry.name for entry in value]:
         value = (*value, member(names[1]))
-    if groups and not names[1:] and text.lower() in ("none", "null"):
+    if member is Arm and not names[1:]:
+        new = chosen(value, [part.strip() for part in text.split(",") if part.strip()])
+    elif groups and not names[1:] and text.lower() in ("none", "null"):
         new = None
     elif dataclasses.is_dataclass(value) or groups or named_entries:
         new = _replace(value, names[1:], text, path) if names[1:] else _no_value(path, groups[0] if groups else value)
