@@ -64,6 +64,7 @@ def _check_text(experiment: Experiment, arm: Arm) -> None:
             _demand(chosen == usual, f"{field}.{name} is {chosen}, but it has no synthetic text; give it a share")
         _demand(arm.layout != "megadoc", f"{field}.layout is megadoc, but it has no synthetic text; give it a share")
     else:
+        _demand(arm.flops_of is None, f"{field}.flops_of is {arm.flops_of}; it is for arms without synthetic text")
         _demand(
             arm.layout != "in_context",
             f"{field}.layout is in_context, which is of real documents alone; its synthetic_share must be 0",

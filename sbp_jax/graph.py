@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from sbp_jax.accounting import charges
 from sbp_jax.arms import SUFFIX, Source, TrainedArm, in_order, source, suffix, trained_arms
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import BASE_ARM, Arm, Experiment
@@ -124,6 +125,10 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         config |= {"synthetic_share": arm.synthetic_share}
         config |= {"order": arm.order} if arm.order != "uniform" else {}  # in the recipe where it is not as usual
         config |= {"epochs": arm.epochs} if arm.epochs is not None else {}
+        if arm.flops_of is not None:
+            charged = charges.entries(nodes, train_name(arm.flops_of, experiment.seeds[0]))
+            inputs |= charges.roles(charged)
+            config |= {"charged": charged}
         for seed in entry.seeds:
             add(train_name(arm.name, seed), train, inputs, config | {"seed": seed})
 

@@ -3,6 +3,7 @@
 The run of the `repetition` arm is the base model as well.
 """
 
+from sbp_jax.accounting import charges
 from sbp_jax.artifacts import Artifact, Output
 from sbp_jax.config import Execution, Model, Tokenizer, Training
 from sbp_jax.data.budget import tokens_of_passes, training_tokens
@@ -34,7 +35,9 @@ def run(
     seed: int,
     order: str = "uniform",
     epochs: float | None = None,
+    charged: tuple[charges.Entry, ...] = (),
     execution: Execution,
+    **made: Artifact,
 ) -> Artifact:
     """Trains for the token budget; the last rows of each stream that are not full are left out.
 
@@ -44,6 +47,8 @@ def run(
       synthetic_share: of all targets of the run.
       order: of the streams, as `mixing.Plan` has it.
       epochs: passes over the real stream that make the budget, with the synthetic share on top; None: the common one.
+      charged: what another arm is charged for, whose operations are the budget instead; () for none.
+      made: the artifacts of these, by the roles of `charges.roles`.
 
     Raises:
       SbpError: the budget is smaller than one step, or a stream has no full row.
@@ -54,8 +59,12 @@ def run(
         if artifact is not None:
             streams[name] = _full_rows(artifact, name, remedy)
     tokens = training_tokens(training.tokens, oracle)
+    encoder = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
     if epochs is not None:
         tokens = tokens_of_passes(epochs, synthetic_share, real)
+    elif charged:
+        operations = charges.charges(charged, made, model, encoder.vocab_size).total
+        tokens = charges.allowance(operations, model, encoder.vocab_size, training.context)
     steps = tokens // (training.batch_rows * training.context)
     if steps < 1:
         size = f"one step of {training.batch_rows} rows of {training.context}"
@@ -67,7 +76,6 @@ def run(
         targets_R = mapped(megadoc.file(ROW_TARGETS))[: len(streams["megadoc"])]
         plan = plan_megadoc(*asked, targets_R, order)
         streams["megadoc"] = RowSource(megadoc, plan.rows.get("megadoc", 0))
-    encoder = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
     token_bytes = real.stats["bytes"] / real.stats["targets"]
     job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed, token_bytes)
     finished = train(job, output.path, output.label, build_mesh(execution.mesh), execution)
