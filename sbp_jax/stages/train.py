@@ -12,6 +12,7 @@ from sbp_jax.errors import SbpError
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.training import export
+from sbp_jax.training.evaluation import spread
 from sbp_jax.training.loop import Run, train
 
 VERSION = 2
@@ -30,9 +31,15 @@ def run(
     training: Training,
     synthetic_share: float,
     seed: int,
+    rows_while_training: int = 0,
     execution: Execution,
+    **watched: Artifact,
 ) -> Artifact:
     """Trains for the token budget; the last rows of each stream that are not full are left out.
+
+    Args:
+      rows_while_training: of each text set that are scored at each validation.
+      watched: "text/<set>", the rows of each text set; what is told of them changes nothing in the model.
 
     Raises:
       SbpError: the budget is smaller than one step, or a stream has no full row.
@@ -49,7 +56,12 @@ def run(
     plan = plan_arm(rows, training.context, synthetic_share, streams["real"], streams.get("synthetic"))
     encoder = text_tokenizer.load(tokenizer.file("tokenizer.json"), settings)
     token_bytes = real.stats["bytes"] / real.stats["targets"]
-    job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed, token_bytes)
+    texts = {}
+    if rows_while_training:
+        texts = {
+            role.removeprefix("text/"): spread(RowSource(rows), rows_while_training) for role, rows in watched.items()
+        }
+    job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed, token_bytes, texts=texts)
     finished = train(job, output.path, output.label, build_mesh(execution.mesh), execution)
     return export.save(output, job, finished, tokenizer, settings)
 
