@@ -38,7 +38,7 @@ def _replace(owner: Any, names: list[str], text: str, path: str) -> Any:
         value = groups[0]()
     member = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
     named_entries = dataclasses.is_dataclass(member)
-    if fields[name].metadata.get("grows") and names[1:] and names[1] not in [entry.name for entry in value]:
+    if member and fields[name].metadata.get("grows") and names[1:] and names[1] not in [entry.name for entry in value]:
         value = (*value, member(names[1]))
     if member is Arm and not names[1:]:
         new = chosen(value, [part.strip() for part in text.split(",") if part.strip()])

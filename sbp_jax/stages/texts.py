@@ -7,6 +7,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
+from etils import epath
+
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Corpus, Execution, TextSet
@@ -17,6 +19,15 @@ from sbp_jax.text import documents, record_text
 VERSION = 1
 DOCUMENTS, CHARACTERS = 1 << 14, 1 << 26  # of a shard at most; a longer document has one to itself
 PROBE = 10_000  # when not one of so many first records is a document, there is no use in reading on
+
+
+def files(texts: TextSet) -> list[epath.Path]:
+    """The user's files of a set.
+
+    Raises:
+      SbpError: a path that does not exist, or that holds nothing to read.
+    """
+    return documents.source_files(texts.paths, f"evaluation.texts.{texts.name}.paths")
 
 
 def run(output: Output, *, texts: TextSet, execution: Execution) -> Artifact:
@@ -61,7 +72,7 @@ def _documents(label: str, texts: TextSet, skipped: list[documents.Skipped]) -> 
     template = record_text.parse(texts.text, f"{field}.text")
     read = 0
     with progress(label, None, "documents") as counter:
-        for file in documents.source_files(texts.paths, f"{field}.paths"):
+        for file in files(texts):
             for record in documents.read(file, Corpus(paths=texts.paths), template):
                 read += 1
                 counter.advance()

@@ -14,8 +14,10 @@ from sbp_jax.errors import SbpError
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.training import export
+from sbp_jax.training.evaluation import spread
 from sbp_jax.training.loop import Run, train
 
+WATCHED = "text/"  # begins the roles of text sets
 VERSION = 2
 
 
@@ -36,8 +38,9 @@ def run(
     order: str = "uniform",
     epochs: float | None = None,
     charged: tuple[charges.Entry, ...] = (),
+    rows_while_training: int = 0,
     execution: Execution,
-    **made: Artifact,
+    **more: Artifact,
 ) -> Artifact:
     """Trains for the token budget; the last rows of each stream that are not full are left out.
 
@@ -48,7 +51,9 @@ def run(
       order: of the streams, as `mixing.Plan` has it.
       epochs: passes over the real stream that make the budget, with the synthetic share on top; None: the common one.
       charged: what another arm is charged for, whose operations are the budget instead; () for none.
-      made: the artifacts of these, by the roles of `charges.roles`.
+      rows_while_training: of each text set that are scored at each validation.
+      more: "text/<set>", the rows of each text set, of which what is told changes nothing in the model; and the
+        artifacts of `charged`, by the roles of `charges.roles`.
 
     Raises:
       SbpError: the budget is smaller than one step, or a stream has no full row.
@@ -63,7 +68,7 @@ def run(
     if epochs is not None:
         tokens = tokens_of_passes(epochs, synthetic_share, real)
     elif charged:
-        operations = charges.charges(charged, made, model, encoder.vocab_size).total
+        operations = charges.charges(charged, more, model, encoder.vocab_size).total
         tokens = charges.allowance(operations, model, encoder.vocab_size, training.context)
     steps = tokens // (training.batch_rows * training.context)
     if steps < 1:
@@ -77,7 +82,11 @@ def run(
         plan = plan_megadoc(*asked, targets_R, order)
         streams["megadoc"] = RowSource(megadoc, plan.rows.get("megadoc", 0))
     token_bytes = real.stats["bytes"] / real.stats["targets"]
-    job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed, token_bytes)
+    texts = {}
+    if rows_while_training:
+        watched = {role.removeprefix(WATCHED): rows for role, rows in more.items() if role.startswith(WATCHED)}
+        texts = {name: spread(RowSource(rows), rows_while_training) for name, rows in watched.items()}
+    job = Run(model, encoder.vocab_size, training, streams, plan, RowSource(validation), seed, token_bytes, texts=texts)
     finished = train(job, output.path, output.label, build_mesh(execution.mesh), execution)
     return export.save(output, job, finished, tokenizer, settings)
 

@@ -1,6 +1,7 @@
 """Stage `window`: held-out documents as rows of windows, each document read from its own start."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ from sbp_jax.progress import Counter, progress
 from sbp_jax.text.tokenizer import load
 
 VERSION = 1
-READ = 1024  # documents read at a time
+READ = 256  # documents read at a time
 DOCUMENTS, TARGETS = 1 << 14, 1 << 24  # of a shard of the index, about, and so of the scores
 
 
@@ -44,7 +45,7 @@ def run(
     if chosen is not None and len(chosen) == 0:
         raise SbpError(f"{output.label}: there are no test documents; raise splits.test")
     count = documents.rows if chosen is None else len(chosen)
-    names = []
+    names: list[str] = []
     with progress(f"{output.label}: lengths", count, "documents") as counter:
         for entries in _index(documents, tokens, chosen, counter):
             names.append(f"{held_out.PREFIX}-{len(names):05d}.npy")
@@ -62,20 +63,22 @@ def run(
 
 def _index(documents: Artifact, tokens: Artifact, chosen: np.ndarray | None, counter: Counter) -> Iterator[np.ndarray]:
     """The entries of the documents, those of one shard of the index at a time."""
-    records = arrayrecord.source(tokens)
-    waiting: list[np.ndarray] = []
+    records, waiting = arrayrecord.source(tokens), list[np.ndarray]()
+    count = targets = 0
     for table in parquet.tables(documents, ["ordinal", "text"]):
         ordinals, sizes = table["ordinal"].to_numpy(), pc.binary_length(table["text"]).to_numpy()
-        here = np.arange(len(ordinals)) if chosen is None else np.flatnonzero(np.isin(ordinals, chosen))
-        for start in range(0, len(here), READ):
-            some = here[start : start + READ]
-            lengths = [len(record) // 4 for record in records.__getitems__(ordinals[some].tolist())]
-            waiting.append(held_out.entries(ordinals[some], np.array(lengths) + 1, sizes[some]))
+        if chosen is not None:
+            held = np.isin(ordinals, chosen)
+            ordinals, sizes = ordinals[held], sizes[held]
+        for start in range(0, len(ordinals), READ):
+            some = ordinals[start : start + READ]
+            lengths = [len(document) + 1 for document in _tokens(records, some)]
+            waiting.append(held_out.entries(some, lengths, sizes[start : start + READ]))
+            count, targets = count + len(some), targets + sum(lengths)
             counter.advance(len(some))
-            targets = sum(int(part["targets"].sum()) for part in waiting)
-            if sum(map(len, waiting)) >= DOCUMENTS or targets >= TARGETS:
+            if count >= DOCUMENTS or targets >= TARGETS:
                 yield np.concatenate(waiting)
-                waiting = []
+                waiting, count, targets = [], 0, 0
     if waiting:
         yield np.concatenate(waiting)
 
@@ -86,8 +89,13 @@ def _windows(
     records = arrayrecord.source(tokens)
     for shard in index:
         for start in range(0, len(shard), READ):
-            ordinals = shard["ordinal"][start : start + READ].tolist()
-            for ordinal, record in zip(ordinals, records.__getitems__(ordinals), strict=True):
-                document = np.frombuffer(record, "<i4")
+            some = shard["ordinal"][start : start + READ]
+            for ordinal, document in zip(some.tolist(), _tokens(records, some), strict=True):
                 yield from windows(ordinal, document, context, stride, end_of_document)
-            counter.advance(len(ordinals))
+            counter.advance(len(some))
+
+
+def _tokens(records: Any, ordinals: np.ndarray) -> Iterator[np.ndarray]:
+    """The tokens of some documents, int32 [n] each."""
+    for record in records.__getitems__(ordinals.tolist()):
+        yield np.frombuffer(record, "<i4")

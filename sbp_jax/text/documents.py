@@ -269,7 +269,7 @@ def _parquet(file: epath.Path, corpus: Corpus, template: RecordText | None) -> I
                     setting = "set corpus.text_field to" if template is None else "the template may name"
                     raise SbpError(f"{file} has {count} {name!r}; {setting} one of: {_some(names)}")
             wanted = (*needed, corpus.id_field, corpus.source_field, corpus.split_field)
-            columns = list(dict.fromkeys(name for name in wanted if name in names))
+            columns = list(dict.fromkeys(name for name in wanted if name is not None and name in names))
             number = 0
             for batch in table.iter_batches(BATCH, columns=columns):
                 values = [_values(batch.column(name)) for name in columns]

@@ -3,7 +3,7 @@
 Legend: B rows of a batch, T positions of a row.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,6 +54,13 @@ def mean_loss(
         targets += int(batch.mask.sum())
         each()
     return nats / targets
+
+
+def text_losses(
+    setup: Setup, parameters: Parameters, texts: Mapping[str, Sequence[Row]], each: Callable[[], None]
+) -> dict[str, float]:
+    """`mean_loss` of each set of rows."""
+    return {name: mean_loss(setup, parameters, rows, each) for name, rows in texts.items()}
 
 
 def spread(rows: RowSource, count: int) -> list[Row]:

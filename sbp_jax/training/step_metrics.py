@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -101,8 +102,11 @@ class MetricsReader:
             "time": round(time.time(), 3),
         }
 
-    def validation(self, loss: float) -> dict[str, float]:
+    def validation(self, loss: float, texts: Mapping[str, float]) -> dict[str, float]:
         """What an evaluation adds to the line of its step.
+
+        Args:
+          texts: losses on other held-out sets, by name.
 
         Raises:
           SbpError: the loss is not finite.
@@ -110,7 +114,8 @@ class MetricsReader:
         if not math.isfinite(loss):
             rate = self._setup.optimization.peak_lr
             raise SbpError(f"the validation loss is not finite; lower peak_lr (now {rate:g})")
-        return {"validation": loss} | self._bits(loss, "validation_bits_per_byte")
+        others = {f"validation/{name}": told for name, told in texts.items()}
+        return {"validation": loss} | self._bits(loss, "validation_bits_per_byte") | others
 
     def _bits(self, loss: float, name: str) -> dict[str, float]:
         return {} if self._token_bytes is None else {name: loss / math.log(2) / self._token_bytes}
