@@ -11,16 +11,19 @@ from etils import epath
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import BASE_ARM, Experiment
 from sbp_jax.embedding import models
+from sbp_jax.quality import questions
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
     embed,
     filter,
     group,
     ingest,
+    judge,
     neighbors,
     pack,
     pack_pairs,
     pairs,
+    quality,
     report,
     score,
     screen,
@@ -174,6 +177,8 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         config = {"settings": settings, "model": experiment.model, "tuning": tuning}
         return add(f"synthesizer{suffix}", tune, inputs, config, own_base)
 
+    pairs_of = {suffix: kind for kind, suffix in SUFFIX.items()}
+
     def add_synthetic(model: str, chosen: str | None, share: float, suffix: str) -> tuple[str, str]:
         """Step 3: synthetic documents, all of them and those kept, and the rows of these.
 
@@ -202,7 +207,25 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         inputs = {"tokens": tokenized, "documents": kept, "tokenizer": tokenizer}
         config = {"stream": "synthetic", "context": context, "settings": settings}
         add(f"rows-synthetic{suffix}", pack, inputs, config)
+        add_quality(synthesized, kept, {"pairs": pairs_of[suffix], "base": None, "suffix": suffix}, suffix)
         return synthesized, kept
+
+    def add_quality(synthesized: str, kept: str, about: Mapping[str, Any], suffix: str) -> str:
+        """Synthetic documents beside real ones, and what a judge says of them, where there is one."""
+        inputs = {"synthesized": synthesized, "synthetic": kept, "documents": real, "splits": splits, "pairs": related}
+        asked = experiment.quality.judge
+        verdicts = {}
+        if asked.url is not None:
+            config = {"judge": asked, "prompts": questions.hashes()}
+            verdicts = {"judge": add(f"judge{suffix}", judge, inputs, config)}
+        inputs |= {"embeddings": embeddings, "tokenizer": tokenizer}
+        config = {"measured": experiment.quality.documents, "about": about, "embedding": experiment.embedding}
+        config |= {"settings": settings, "evaluations": evaluations}
+        if experiment.embedding.model == models.SELF and experiment.embedding.vectors is None:
+            inputs["base"] = base
+            config["model"] = experiment.model
+        files = partial(models.files, experiment.embedding)
+        return add(f"quality{suffix}", quality, inputs | verdicts, config, lambda: [*files(), *evaluations.files()])
 
     synthesizer = add_synthesizer(related, SUFFIX["related"])
     shares = {
