@@ -34,6 +34,8 @@ STAGES = {
     "tune": "tune the synthesizer on pairs",
     "synthesize": "generate synthetic documents",
     "filter": "keep the good synthetic documents",
+    "judge": "ask a language model about synthetic and real documents",
+    "quality": "measure synthetic documents beside real ones",
     "texts": "read the text sets that the arms are scored on",
     "window": "cut held-out documents into windows",
     "score": "score the arms on held-out documents",

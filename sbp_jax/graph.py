@@ -14,16 +14,19 @@ from sbp_jax.artifacts import Artifact
 from sbp_jax.config import BASE_ARM, Arm, Experiment
 from sbp_jax.embedding import models
 from sbp_jax.errors import SbpError
+from sbp_jax.quality import questions
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
     embed,
     filter,
     group,
     ingest,
+    judge,
     neighbors,
     pack,
     pack_pairs,
     pairs,
+    quality,
     report,
     score,
     screen,
@@ -267,6 +270,26 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             inputs |= {"synthetic": kept, "synthetic_tokens": tokenized}
             config = {"stream": "megadoc", "context": context, "settings": settings}
             add(f"rows-megadoc{ending}", pack, inputs, config)
+        add_quality(synthesized, kept, kind, start)
+
+    def add_quality(synthesized: str, kept: str, kind: str, start: str | None) -> str:
+        """Synthetic documents beside real ones, and what a judge says of them, where there is one."""
+        ending = suffix(kind, start)
+        about = {"pairs": kind, "base": start, "suffix": ending}
+        inputs = {"synthesized": synthesized, "synthetic": kept, "documents": real, "splits": splits, "pairs": related}
+        asked = experiment.quality.judge
+        verdicts = {}
+        if asked.url is not None:
+            config = {"judge": asked, "prompts": questions.hashes()}
+            verdicts = {"judge": add(f"judge{ending}", judge, inputs, config)}
+        inputs |= {"embeddings": embeddings, "tokenizer": tokenizer}
+        config = {"measured": experiment.quality.documents, "about": about, "embedding": experiment.embedding}
+        config |= {"settings": settings, "evaluations": evaluations}
+        if experiment.embedding.model == models.SELF and experiment.embedding.vectors is None:
+            inputs["base"] = base
+            config["model"] = experiment.model
+        files = partial(models.files, experiment.embedding)
+        return add(f"quality{ending}", quality, inputs | verdicts, config, lambda: [*files(), *evaluations.files()])
 
     add_groups("related")
     synthesizer = add_synthesizer("related", None)

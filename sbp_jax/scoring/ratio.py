@@ -1,6 +1,7 @@
 """A ratio of sums over documents, such as bits a token or tokens a document, with an interval."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -33,6 +34,13 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) 
     if len(names) < FEWEST:
         return Estimate(value, None, None)
     sums = np.stack([np.bincount(places, numerators), np.bincount(places, denominators)], axis=1)
-    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES) @ sums
+    drawn = _draws(len(names)) @ sums
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))
+
+
+@lru_cache(maxsize=2)  # many measures of the same documents are resampled one after another
+def _draws(owners: int) -> np.ndarray:
+    """How often each owner is in each resample, float64 [RESAMPLES, owners]."""
+    draws = np.random.default_rng(0).multinomial(owners, np.full(owners, 1 / owners), RESAMPLES)
+    return draws.astype(np.float64)
