@@ -13,6 +13,7 @@ from sbp_jax.config import BASE_ARM, Experiment
 from sbp_jax.embedding import models
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
+    ask,
     embed,
     filter,
     group,
@@ -31,6 +32,7 @@ from sbp_jax.stages import (
     train_tokenizer,
     tune,
 )
+from sbp_jax.tasks import harness, local
 from sbp_jax.text import contamination, documents
 
 SUFFIX = {"related": "", "random": "-random", "none": "-self"}  # of the instances behind an arm, by `Arm.pairs`
@@ -82,7 +84,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     ) -> str:
         nodes[name] = Node(
             *(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files),
-            all_hosts=stage in (train, tune, score, embed, neighbors, synthesize),
+            all_hosts=stage in (train, tune, score, ask, embed, neighbors, synthesize),
         )
         return name
 
@@ -223,6 +225,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     add_arms(synthetic=True)
 
     # Scores and the report.
+    evaluation = experiment.evaluation
     inputs = {"documents": real, "splits": splits, "neighbors": near, "screened": screened, "pairs": related}
     inputs["synthesizer"] = synthesizer
     if shares["related"] > 0:
@@ -233,5 +236,10 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             config = {"model": experiment.model, "training": experiment.training}
             scored = add(f"score-{arm.name}-{seed}", score, {"trained": trained, "test": "rows-test"}, config)
             inputs |= {f"trained/{arm.name}/{seed}": trained, f"scored/{arm.name}/{seed}": scored}
+            for task in experiment.evaluation.tasks:
+                asked = local.Asked(task, evaluation.fewshot, evaluation.limit, evaluation.data)
+                config = {"model": experiment.model, "asked": asked, "harness": harness.version()}
+                name = f"task-{local.plain(task)}-{arm.name}-{seed}"
+                add(name, ask, {"trained": trained}, config, partial(local.files, asked))
     add("report", report, inputs, {"experiment": experiment, "source": to_source(experiment)})
     return nodes
