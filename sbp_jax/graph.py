@@ -17,6 +17,7 @@ from sbp_jax.errors import SbpError
 from sbp_jax.quality import questions
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
+    ask,
     embed,
     filter,
     group,
@@ -39,6 +40,7 @@ from sbp_jax.stages import (
     tune,
     window,
 )
+from sbp_jax.tasks import harness, local
 from sbp_jax.text import contamination, documents
 
 
@@ -96,7 +98,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             raise SbpError(f"two stage instances would be named {name}; give an arm or a text set another name")
         nodes[name] = Node(
             *(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files),
-            all_hosts=stage in (train, tune, score, embed, neighbors, synthesize),
+            all_hosts=stage in (train, tune, score, ask, embed, neighbors, synthesize),
             watched=watched,
             aside=aside,
         )
@@ -310,6 +312,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             add_arm(entry)
 
     # Scores and the report.
+    evaluation = experiment.evaluation
     inputs = {"documents": real, "splits": splits, "neighbors": near, "screened": screened, "pairs": related}
     inputs["synthesizer"] = synthesizer
     if ("related", None) in shares:
@@ -323,6 +326,11 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             for role, rows in watched.items():
                 name = f"score-{role.removeprefix('text/')}-{arm.name}-{seed}"
                 inputs[f"{role}/{arm.name}/{seed}"] = add(name, score, {"trained": trained, "rows": rows}, config)
+            for task in experiment.evaluation.tasks:
+                asked = local.Asked(task, evaluation.fewshot, evaluation.limit, evaluation.data)
+                config = {"model": experiment.model, "asked": asked, "harness": harness.version()}
+                name = f"task-{local.plain(task)}-{arm.name}-{seed}"
+                add(name, ask, {"trained": trained}, config, partial(local.files, asked))
     add("report", report, inputs, {"experiment": experiment, "source": to_source(experiment)})
     return nodes
 
