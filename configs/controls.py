@@ -1,7 +1,7 @@
 """All nine standard arms at the size of the quickstart: what each of them needs, on two cores.
 
-As with the quickstart, the scale is far below what could tell one arm from another. It shows what the arms are, and that
-their controls run through the same stages. A quarter of an hour.
+As with the quickstart, the scale is far below what could tell one arm from another. It shows what the arms are, and
+that all of them run through the same stages. A quarter of an hour.
 """
 
 from dataclasses import replace
