@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sbp_jax import sweep
 from sbp_jax.calibration import command as calibration_command
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
@@ -237,6 +238,10 @@ def _inspect(options: argparse.Namespace) -> None:
     pair_text.show(told, samples, console if console.is_terminal else Console(highlight=False, width=PIPED))
 
 
+def _sweep(options: argparse.Namespace) -> None:
+    sweep.run(options, _pipeline(options), _say)
+
+
 def _trace(options: argparse.Namespace) -> None:
     pipeline = _pipeline(options)
     trace_command.run(options, pipeline.experiment, pipeline.nodes, pipeline.artifact, str(pipeline.workdir))
@@ -318,6 +323,7 @@ def _parser() -> argparse.ArgumentParser:
         *("--verdict", "-v"), action="append", metavar="NAME", help="sample this verdict alone; may be repeated"
     )
     inspected.add_argument("--json", action="store_true", help="print JSON, the texts of the samples included")
+    sweep.add_options(add("sweep", sweep.HELP, _sweep))
     trace_command.add_options(add("trace", trace_command.HELP, _trace))
     evaluate = commands.add_parser(
         "evaluate", help=task_command.HELP, description=task_command.HELP, parents=[settings]
