@@ -272,7 +272,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             inputs |= {"synthetic": kept, "synthetic_tokens": tokenized}
             config = {"stream": "megadoc", "context": context, "settings": settings}
             add(f"rows-megadoc{ending}", pack, inputs, config)
-        add_quality(synthesized, kept, kind, start)
+        written.append((synthesized, kept, kind, start))
 
     def add_quality(synthesized: str, kept: str, kind: str, start: str | None) -> str:
         """Synthetic documents beside real ones, and what a judge says of them, where there is one."""
@@ -293,6 +293,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         files = partial(models.files, experiment.embedding)
         return add(f"quality{ending}", quality, inputs | verdicts, config, lambda: [*files(), *evaluations.files()])
 
+    written: list[tuple[str, str, str, str | None]] = []  # for each source the instances, kind of pairs and base
     add_groups("related")
     synthesizer = add_synthesizer("related", None)
     shares: dict[Source, float] = {}  # the greatest of the arms that read a source says how much is written
@@ -310,6 +311,10 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             if origin is not None and f"synthetic{suffix(*origin)}" not in nodes:
                 add_source(*origin)
             add_arm(entry)
+
+    # Synthetic documents beside real ones; behind the arms, which no judge that is down keeps from training.
+    for made in written:
+        add_quality(*made)
 
     # Scores and the report.
     evaluation = experiment.evaluation
