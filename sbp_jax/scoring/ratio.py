@@ -1,21 +1,10 @@
 """A ratio of sums over documents, such as bits a token or tokens a document, with an interval."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from sbp_jax.scoring.gap import LEVEL, RESAMPLES
+from sbp_jax.scoring.draws import FEWEST, Draws, Estimate, resampled
 
-FEWEST = 5  # owners below which drawing from them says too little about others
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A ratio with the bounds of its bootstrap interval (95%), None where there are too few owners for one."""
-
-    value: float
-    low: float | None
-    high: float | None
+__all__ = ["FEWEST", "Estimate", "ratio"]
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) -> Estimate:
@@ -28,11 +17,7 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) 
       numerators, denominators: one each for every document; denominators are above 0.
       owners: int, whom each document belongs to.
     """
-    value = float(numerators.sum() / denominators.sum())
-    names, places = np.unique(owners, return_inverse=True)
-    if len(names) < FEWEST:
-        return Estimate(value, None, None)
-    sums = np.stack([np.bincount(places, numerators), np.bincount(places, denominators)], axis=1)
-    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES) @ sums
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
+    _, places = np.unique(owners, return_inverse=True)
+    sums_G1 = np.bincount(places, numerators)[:, None]
+    (value,), draws_B1 = resampled(sums_G1, np.bincount(places, denominators))
+    return Draws(float(value), None if draws_B1 is None else draws_B1[:, 0]).estimate
