@@ -9,9 +9,11 @@ As in the paper, the capped set is a twentieth of what the oracle sees, and the 
 `--set corpus.sample=0.1`; `corpus.tokens` is no limit, it is what `sbp config` reckons with.
 
 What it takes, estimated and not measured: 3B tokens are 20 for each parameter. Training takes 1.0 GFLOP a token, so
-that an H100 (989 TFLOP/s in bfloat16) at 30% of its peak does 300,000 tokens a second: 2.8 hours an arm, 8.3 for three.
+that an H100 (989 TFLOP/s in bfloat16) at 30% of its peak does 300,000 tokens a second: 2.8 hours an arm, 14 for five.
 The synthesizer writes 1.4B tokens (a share of 37.5%, a fifth of it lost to the filters): 13 hours at 30,000 tokens a
-second. Pieces of 32 rows, whose logits are 4.3 GB, are meant for 80 GB; on 24 GB give
+second, and as long again for each of the two controls. `--set arms=repetition,sbp,oracle` leaves them out; the other
+standard arms can be named there too (docs/arms.md). Pieces of 32 rows, whose logits are 4.3 GB, are meant for 80 GB; on
+24 GB give
 
     --set execution.accumulate=64 --set execution.slots=64
 """
@@ -20,8 +22,8 @@ from dataclasses import replace
 
 from quickstart import WIKIPEDIA
 
+from sbp_jax.arms import standard_arms
 from sbp_jax.config import (
-    Arm,
     Corpus,
     Execution,
     Experiment,
@@ -63,11 +65,7 @@ def get_config() -> Experiment:
             evaluate_every=100,
         ),
         synthesis=Synthesis(temperature=1.0, top_p=0.9, max_new_tokens=1024, oversample=1.25, documents_per_shard=8192),
-        arms=(
-            Arm("repetition"),
-            Arm("sbp", synthetic_share=0.375),
-            Arm("oracle", real="oracle"),
-        ),
+        arms=standard_arms(0.375, "repetition", "sbp", "oracle", "random_pairs", "self_samples"),
         note=(
             "One GPU and 149 million parameters, where the paper's smallest model has 3 billion. The repetition is the"
             " paper's: 20 times a twentieth. One seed says little where the arms lie close together."

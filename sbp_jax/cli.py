@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sbp_jax import sweep
 from sbp_jax.calibration import command as calibration_command
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
@@ -34,6 +35,8 @@ STAGES = {
     "tune": "tune the synthesizer on pairs",
     "synthesize": "generate synthetic documents",
     "filter": "keep the good synthetic documents",
+    "texts": "read the text sets that the arms are scored on",
+    "window": "cut held-out documents into windows",
     "score": "score the arms on held-out documents",
 }
 
@@ -231,6 +234,10 @@ def _inspect(options: argparse.Namespace) -> None:
     pair_text.show(told, samples, console if console.is_terminal else Console(highlight=False, width=PIPED))
 
 
+def _sweep(options: argparse.Namespace) -> None:
+    sweep.run(options, _pipeline(options), _say)
+
+
 def _trace(options: argparse.Namespace) -> None:
     pipeline = _pipeline(options)
     trace_command.run(options, pipeline.experiment, pipeline.nodes, pipeline.artifact, str(pipeline.workdir))
@@ -307,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
         *("--verdict", "-v"), action="append", metavar="NAME", help="sample this verdict alone; may be repeated"
     )
     inspected.add_argument("--json", action="store_true", help="print JSON, the texts of the samples included")
+    sweep.add_options(add("sweep", sweep.HELP, _sweep))
     trace_command.add_options(add("trace", trace_command.HELP, _trace))
     exported = add("export", "write a finished model with its tokenizer as a Hugging Face folder", _export)
     exported.add_argument("--model", required=True, metavar="NAME", help="an arm, a stage instance, or synthesizer")

@@ -7,6 +7,7 @@ change what is computed beyond rounding and are no part of any artifact's recipe
 from dataclasses import dataclass, field
 
 NOT_IN_RECIPE = {"recipe": False}  # cannot change a result, or what it names is in the recipe by its content
+GROWS = {"grows": True}  # entries by name, of which --set makes one that is not there yet
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Corpus:
     text_field: str = "text"  # field that holds the document
     id_field: str | None = "id"  # field that holds a unique id; None: a hash of the text
     source_field: str | None = "source"  # field that says where the document is from; without it: its file's name
+    # Field that names a document's split: validation, test, capped, oracle or unused; without one the hash decides.
+    split_field: str | None = None
     sample: float = 1.0  # fraction of the documents to read, chosen by a hash of the text
     max_skipped: float = field(
         default=0.01, metadata=NOT_IN_RECIPE
@@ -31,12 +34,15 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Splits:
-    """Which documents are held out and which are the capped set, by a seeded hash of each text."""
+    """Which documents are held out, by a seeded hash of each text, and which are the capped set."""
 
     validation: float = 0.02  # fraction of all documents: chooses the best checkpoint
     test: float = 0.03  # fraction of all documents: scores the arms
     oracle: float = 1.0  # fraction of the training documents that the oracle arm may see
     capped: float = 0.25  # fraction of the training documents that count as "all the data there is"
+    # Whose hash chooses the capped and the oracle set: each text's, or each source's, whose documents then stay
+    # together, and with them the pairs: a hash of texts at 1/20 leaves 1/400 of them.
+    by: str = "text"
     near_duplicate: float = 0.5  # 13-word-shingle containment at which a held-out document counts as a training copy
     seed: int = 0
 
@@ -241,15 +247,18 @@ class TextSet:
 
     name: str
     paths: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)  # files, folders or globs, as of the corpus
-    text: str = "{text}"  # a document, from the fields of a record, such as "{question} {answer}"
+    text: str = "{text}"  # a document, from the fields of a record, such as "{question} {choices[gold]}"
+    max_skipped: float = field(
+        default=0.01, metadata=NOT_IN_RECIPE
+    )  # fraction of records without a text above which reading stops instead of skipping them
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What the arms are scored on besides the test documents."""
 
-    texts: tuple[TextSet, ...] = ()
-    stride: int | None = None  # tokens that a window moves on within a document; None: all of its context
+    texts: tuple[TextSet, ...] = field(default=(), metadata=GROWS)
+    stride: int | None = None  # tokens that a window moves on within a document, test ones too; None: a whole context
     rows_while_training: int = 64  # of each text set that are scored at each validation; 0: none
     tasks: tuple[str, ...] = ()  # of lm-eval, or of `sbp evaluate --list`, which reads them from `data`
     data: str | None = field(default=None, metadata=NOT_IN_RECIPE)  # folder of the local tasks' files

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sbp_jax.arms import Source, source, suffix, trained_arms
+from sbp_jax.config import Arm
 from sbp_jax.model.parameters import count
 from sbp_jax.pipeline import Pipeline
 from sbp_jax.text.documents import source_files
@@ -19,25 +21,45 @@ def derive(pipeline: Pipeline) -> dict[str, Any]:
       SbpError: the corpus is neither known nor there to be measured.
     """
     experiment = pipeline.experiment
-    capped, oracle, source = _unique_tokens(pipeline)
-    budget = experiment.training.tokens or oracle
+    capped, oracle, origin = _unique_tokens(pipeline)
+    common = experiment.training.tokens or oracle
     step_tokens = experiment.training.batch_rows * experiment.training.context
-    steps = budget // step_tokens
-    share = max(arm.synthetic_share for arm in experiment.arms)
+    arms = [entry.arm for entry in trained_arms(experiment)]
+    of = {arm.name: arm.flops_of for arm in arms}
+    budgets = {arm.name: _budget(arm, common, oracle if arm.real == "oracle" else capped) for arm in arms}
+    shares: dict[Source, float] = {}
+    for arm in arms:
+        if (text := source(arm)) is not None:
+            shares[text] = max(shares.get(text, 0.0), arm.synthetic_share)
+    needed = {f"synthetic{suffix(*text)}": share * common for text, share in shares.items()}
     return {
         "parameters": count(experiment.model, experiment.tokenizer.vocab_size),
-        "tokens from": source,
+        "tokens from": origin,
         "unique real tokens": {"capped": capped, "oracle": oracle},
-        "training tokens": steps * step_tokens,
+        "training tokens": common // step_tokens * step_tokens,
         "tokens a step": step_tokens,
-        "steps": steps,
-        "synthetic tokens needed": round(share * budget),
-        "synthetic tokens to generate": round(share * budget * experiment.synthesis.oversample),
+        "steps": common // step_tokens,
+        "synthetic tokens needed": round(sum(needed.values())),
+        "synthetic tokens to generate": round(sum(needed.values()) * experiment.synthesis.oversample),
+        "synthetic tokens needed of each kind": {name: round(tokens) for name, tokens in needed.items()},
         "real epochs": {
-            arm.name: round(budget * (1 - arm.synthetic_share) / (oracle if arm.real == "oracle" else capped), 2)
-            for arm in experiment.arms
+            arm.name: None
+            if (tokens := budgets[arm.name]) is None
+            else round(tokens * (1 - arm.synthetic_share) / (oracle if arm.real == "oracle" else capped), 2)
+            for arm in arms
+        },
+        "training tokens of each arm": {
+            name: f"for the operations of {of[name]}" if tokens is None else tokens // step_tokens * step_tokens
+            for name, tokens in budgets.items()
         },
     }
+
+
+def _budget(arm: Arm, common: int, unique: int) -> int | None:
+    """Tokens that an arm may train on; None: known once another arm is trained."""
+    if arm.flops_of is not None:
+        return None
+    return common if arm.epochs is None else round(arm.epochs * unique / (1 - arm.synthetic_share))
 
 
 def _unique_tokens(pipeline: Pipeline) -> tuple[int, int, str]:

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sbp_jax.config import BASE_ARM, ORACLE_ARM, Corpus, Experiment
+from sbp_jax.arm_checks import NAME, NAME_RULE, check_arms
+from sbp_jax.config import Corpus, Evaluation, Experiment
 from sbp_jax.errors import SbpError
 from sbp_jax.overrides import check_types, override
+from sbp_jax.text import record_text
 from sbp_jax.training.optimizer import optimizer
 
 
@@ -68,6 +70,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         ),
         seeds=experiment.seeds[:1],
         note="This is the tiny variant: it shows that the pipeline runs from end to end, and nothing else.",
+        evaluation=Evaluation(),
         execution=replace(experiment.execution, slots=32, accumulate=1),
     )
 
@@ -191,6 +194,7 @@ def check(experiment: Experiment) -> None:
     )
     _demand(model.head_dim % 2 == 0, f"model.head_dim is {model.head_dim}; RoPE turns pairs, so it must be even")
     choices = {
+        "splits.by": (splits.by, ("text", "source")),
         "model.dtype": (model.dtype, ("float32", "bfloat16")),
         "embedding.dtype": (experiment.embedding.dtype, ("float32", "bfloat16")),
         "neighbors.backend": (experiment.neighbors.backend, ("auto", "scann", "exact", "bucketed")),
@@ -222,28 +226,34 @@ def check(experiment: Experiment) -> None:
     _demand(experiment.synthesis.top_k >= 0, "synthesis.top_k is negative; 0 keeps every token")
     _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")
     _demand(bool(experiment.seeds), "seeds is empty; give at least one, such as seeds=0")
-    names = [arm.name for arm in experiment.arms]
-    for name in (experiment.name, *names):
-        _demand(bool(re.fullmatch(r"\w[\w.-]*", name)), f"the name {name!r} must be letters, digits, '.', '_' and '-'")
-    _demand(len(set(names)) == len(names), f"two arms have one name: {', '.join(names)}")
-    for needed in (BASE_ARM, ORACLE_ARM):
-        _demand(
-            needed in names, f"there is no arm named {needed}; gap closed is measured between repetition and oracle"
-        )
-    for arm in experiment.arms:
-        _demand(arm.real in ("capped", "oracle"), f"arms.{arm.name}.real is {arm.real}; it may be capped or oracle")
-        possible = ("related", "random", "none")
-        _demand(arm.pairs in possible, f"arms.{arm.name}.pairs is {arm.pairs}; it may be related, random or none")
-        if arm.name in (BASE_ARM, ORACLE_ARM):
-            real = "capped" if arm.name == BASE_ARM else "oracle"
-            plain = arm.real == real and arm.synthetic_share == 0
-            _demand(
-                plain, f"the arm {arm.name} reads the {real} set and nothing else; give the changed one another name"
-            )
+    _demand(bool(re.fullmatch(NAME, experiment.name)), f"the name {experiment.name!r} must be {NAME_RULE}")
+    check_arms(experiment)
+    _check_texts(experiment)
     seeds = {"seeds": experiment.seeds, "splits.seed": (splits.seed,), "synthesis.seed": (experiment.synthesis.seed,)}
     for name, values in seeds.items():
         _demand(all(0 <= seed < 2**32 for seed in values), f"{name} must lie between 0 and {2**32 - 1}")
     _demand(len(set(experiment.seeds)) == len(experiment.seeds), "seeds has the same number twice")
+
+
+def _check_texts(experiment: Experiment) -> None:
+    evaluation, context = experiment.evaluation, experiment.training.context
+    names = [texts.name for texts in evaluation.texts]
+    _demand(len(set(names)) == len(names), f"two text sets have one name: {', '.join(names)}")
+    for texts in evaluation.texts:
+        field = f"evaluation.texts.{texts.name}"
+        _demand(bool(re.fullmatch(NAME, texts.name)), f"the name {texts.name!r} must be {NAME_RULE}")
+        _demand(texts.name != "test", f"{field}: test is the name of the corpus's own test documents; choose another")
+        _demand(
+            bool(texts.paths),
+            f"{field}.paths is empty; name the files or folders of the set (the sets are {', '.join(names)})",
+        )
+        _demand(0 <= texts.max_skipped <= 1, f"{field}.max_skipped is {texts.max_skipped:g}; it is a fraction")
+        record_text.parse(texts.text, f"{field}.text")
+    _demand(
+        evaluation.stride is None or 1 <= evaluation.stride <= context,
+        f"evaluation.stride is {evaluation.stride}; it is from 1 to training.context ({context}), or none",
+    )
+    _demand(evaluation.rows_while_training >= 0, "evaluation.rows_while_training is negative; 0 scores none")
 
 
 def _demand(condition: bool, message: str) -> None:

@@ -1,17 +1,19 @@
 """The stage instances of an experiment and how they feed one another: the whole method on one page."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from etils import epath
 
+from sbp_jax.accounting import charges
 from sbp_jax.arms import SUFFIX, Source, TrainedArm, in_order, source, suffix, trained_arms
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import BASE_ARM, Arm, Experiment
 from sbp_jax.embedding import models
+from sbp_jax.errors import SbpError
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
     embed,
@@ -27,10 +29,12 @@ from sbp_jax.stages import (
     screen,
     split,
     synthesize,
+    texts,
     tokenize,
     train,
     train_tokenizer,
     tune,
+    window,
 )
 from sbp_jax.text import contamination, documents
 
@@ -52,6 +56,8 @@ class Node:
       config: the stage's other arguments, all part of the recipe.
       files: lists the user's files it reads, whose content is part of the recipe.
       all_hosts: whether all processes run it together, as one program on all devices.
+      watched: further inputs, by role, and `aside` further arguments that cannot change what it makes, only what is
+        told on the way; no part of the recipe.
     """
 
     name: str
@@ -62,6 +68,8 @@ class Node:
     config: Mapping[str, Any]
     files: Callable[[], list[epath.Path]] | None = None
     all_hosts: bool = False
+    watched: Mapping[str, str] = field(default_factory=dict)
+    aside: Mapping[str, Any] = field(default_factory=dict)
 
 
 def graph(experiment: Experiment) -> dict[str, Node]:
@@ -78,10 +86,16 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         inputs: Mapping[str, str],
         config: Mapping[str, Any],
         files: Callable[[], list[epath.Path]] | None = None,
+        watched: Mapping[str, str] = MappingProxyType({}),
+        aside: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
+        if name in nodes:
+            raise SbpError(f"two stage instances would be named {name}; give an arm or a text set another name")
         nodes[name] = Node(
             *(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files),
             all_hosts=stage in (train, tune, score, embed, neighbors, synthesize),
+            watched=watched,
+            aside=aside,
         )
         return name
 
@@ -99,9 +113,19 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         "tokenizer", train_tokenizer, {"documents": real, "splits": splits}, {"tokenizer": settings}, own_tokenizer
     )
     tokens = add("tokens", tokenize, {"documents": real, "tokenizer": tokenizer}, {"settings": settings})
-    for stream in ("capped", "oracle", "validation", "test"):
-        inputs = {"tokens": tokens, "splits": splits, "documents": real, "tokenizer": tokenizer}
+    inputs = {"tokens": tokens, "splits": splits, "documents": real, "tokenizer": tokenizer}
+    for stream in ("capped", "oracle", "validation"):
         add(f"rows-{stream}", pack, inputs, {"stream": stream, "context": context, "settings": settings})
+
+    # What the arms are scored on: the test documents, and the user's text sets.
+    windows = {"context": context, "stride": experiment.evaluation.stride or context, "settings": settings}
+    add("rows-test", window, inputs, windows)
+    watched: dict[str, str] = {}
+    for chosen in experiment.evaluation.texts:
+        found = add(f"texts-{chosen.name}", texts, {}, {"texts": chosen}, partial(texts.files, chosen))
+        inputs = {"documents": found, "tokenizer": tokenizer}
+        inputs = inputs | {"tokens": add(f"tokens-text-{chosen.name}", tokenize, inputs, {"settings": settings})}
+        watched[f"text/{chosen.name}"] = add(f"rows-text-{chosen.name}", window, inputs, windows)
 
     arms = in_order(trained_arms(experiment))
     base = train_name(BASE_ARM, experiment.seeds[0])
@@ -124,8 +148,14 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         config |= {"synthetic_share": arm.synthetic_share}
         config |= {"order": arm.order} if arm.order != "uniform" else {}  # in the recipe where it is not as usual
         config |= {"epochs": arm.epochs} if arm.epochs is not None else {}
+        if arm.flops_of is not None:
+            charged = charges.entries(nodes, train_name(arm.flops_of, experiment.seeds[0]))
+            inputs |= charges.roles(charged)
+            config |= {"charged": charged}
+        told = {"rows_while_training": experiment.evaluation.rows_while_training}
         for seed in entry.seeds:
-            add(train_name(arm.name, seed), train, inputs, config | {"seed": seed})
+            name, given = train_name(arm.name, seed), config | {"seed": seed}
+            add(name, train, inputs, given, watched=watched, aside=told if watched else {})
 
     # Arms that need the real rows alone; the first run of the repetition arm is the base model.
     early = [entry for entry in arms if source(entry.arm) is None and entry.arm.layout == "documents"]
@@ -265,8 +295,11 @@ def graph(experiment: Experiment) -> dict[str, Node]:
         for seed in entry.seeds:
             arm, trained = entry.arm, train_name(entry.arm.name, seed)
             config = {"model": experiment.model, "training": experiment.training}
-            scored = add(f"score-{arm.name}-{seed}", score, {"trained": trained, "test": "rows-test"}, config)
+            scored = add(f"score-{arm.name}-{seed}", score, {"trained": trained, "rows": "rows-test"}, config)
             inputs |= {f"trained/{arm.name}/{seed}": trained, f"scored/{arm.name}/{seed}": scored}
+            for role, rows in watched.items():
+                name = f"score-{role.removeprefix('text/')}-{arm.name}-{seed}"
+                inputs[f"{role}/{arm.name}/{seed}"] = add(name, score, {"trained": trained, "rows": rows}, config)
     add("report", report, inputs, {"experiment": experiment, "source": to_source(experiment)})
     return nodes
 

@@ -7,11 +7,13 @@ import types
 import typing
 from typing import Any
 
+from sbp_jax.arms import chosen
+from sbp_jax.config import Arm
 from sbp_jax.errors import SbpError
 
 
 def override(experiment: Any, assignment: str) -> Any:
-    """The experiment with one field replaced.
+    """The experiment with one field replaced; `arms` itself takes names, of its own arms or of standard ones.
 
     Raises:
       SbpError: there is no such field, or the value has the wrong type.
@@ -27,18 +29,23 @@ def _replace(owner: Any, names: list[str], text: str, path: str) -> Any:
         index = _find(names[0], [entry.name for entry in owner], path)
         entry = _replace(owner[index], names[1:], text, path) if names[1:] else _no_value(path, owner[index])
         return (*owner[:index], entry, *owner[index + 1 :])
-    fields = [field.name for field in dataclasses.fields(owner)]
-    name = fields[_find(names[0], fields, path)]
+    fields = {field.name: field for field in dataclasses.fields(owner)}
+    name = list(fields)[_find(names[0], list(fields), path)]
     value, kind = getattr(owner, name), typing.get_type_hints(type(owner))[name]
     optional = typing.get_args(kind) if typing.get_origin(kind) is types.UnionType else ()
     groups = [group for group in optional if isinstance(group, type) and dataclasses.is_dataclass(group)]
     if value is None and groups and names[1:]:  # setting a field of a group that is off turns it on
         value = groups[0]()
-    named_entries = isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0])
-    if groups and not names[1:] and text.lower() in ("none", "null"):
+    member = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
+    named_entries = dataclasses.is_dataclass(member)
+    if member and fields[name].metadata.get("grows") and names[1:] and names[1] not in [entry.name for entry in value]:
+        value = (*value, member(names[1]))
+    if member is Arm and not names[1:]:
+        new = chosen(value, [part.strip() for part in text.split(",") if part.strip()])
+    elif groups and not names[1:] and text.lower() in ("none", "null"):
         new = None
     elif dataclasses.is_dataclass(value) or groups or named_entries:
-        new = _replace(value, names[1:], text, path) if names[1:] else _no_value(path, value or groups[0])
+        new = _replace(value, names[1:], text, path) if names[1:] else _no_value(path, groups[0] if groups else value)
     elif names[1:]:
         raise SbpError(f"--set {path}: {name} is a value and has no field {names[1]}")
     else:
@@ -55,6 +62,8 @@ def _find(name: str, names: list[str], path: str) -> int:
 
 
 def _no_value(path: str, owner: Any) -> Any:
+    if isinstance(owner, tuple) and not owner:
+        raise SbpError(f"--set {path}: name an entry and one of its fields, such as {path}.NAME.FIELD=...")
     if isinstance(owner, tuple):
         inside = ", ".join(entry.name for entry in owner)
     else:

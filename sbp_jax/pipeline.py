@@ -160,7 +160,8 @@ class Pipeline:
 
     def _ancestors(self, name: str) -> set[str]:
         found = {name}
-        for parent in self.nodes[name].inputs.values():
+        node = self.nodes[name]
+        for parent in (*node.inputs.values(), *node.watched.values()):
             found |= self._ancestors(parent)
         return found
 
@@ -168,7 +169,7 @@ class Pipeline:
         if not node.all_hosts and not hosts.is_first():
             return wait_for(self.path(node.name), self.recipes[node.name].key)
         inputs = {}
-        for role, name in node.inputs.items():
+        for role, name in (*node.inputs.items(), *node.watched.items()):
             artifact = self.artifact(name)
             if artifact is None:
                 raise SbpError(
@@ -178,7 +179,7 @@ class Pipeline:
         execution = self.experiment.execution
         how = dataclasses.asdict(execution)
         output = Output(self.path(node.name), self.recipes[node.name], node.name, how, hosts.is_first())
-        return node.run(output, **inputs, **node.config, execution=execution)
+        return node.run(output, **inputs, **node.config, **node.aside, execution=execution)
 
     def _record(self) -> None:
         """Writes which artifacts this experiment uses, so that `clean` leaves them."""

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -276,3 +277,14 @@ def test_a_corpus_repaired_between_two_runs_leaves_no_stale_shard(tmp_path):
     path.write_bytes(JSONL[: len(JSONL) // 2])
     with pytest.raises(SbpError, match="smaller"):
         run(tmp_path / "out", Corpus(paths=(str(path),), documents_per_shard=100, max_skipped=1.0))
+
+
+def test_a_split_is_read_from_its_field_and_an_unknown_one_is_a_counted_skip(tmp_path):
+    names = ["capped", None, "test", "train"]
+    records = [{"id": f"{n}", "text": f"text {n}", "part": name} for n, name in enumerate(names)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    corpus = Corpus(paths=(str(tmp_path / "a.jsonl"),), split_field="part", max_skipped=0.5)
+    table = parquet.read(artifact := run(tmp_path / "out", corpus))
+    assert table["split"].to_pylist() == ["capped", None, "test"] and artifact.stats["skipped_unknown_split"] == 1
+    with pytest.raises(SbpError, match="'train'; a split is validation, test, capped, oracle, unused"):
+        run(tmp_path / "strict", replace(corpus, max_skipped=0.0))

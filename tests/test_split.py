@@ -1,5 +1,7 @@
 """Splits: equal texts together, near-copies never across, fractions as asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,13 +17,23 @@ HALVES = Splits(validation=0.2, test=0.2, capped=0.3, oracle=0.8)
 
 
 def run(
-    folder, texts: list[str], splits: Splits, per_shard: int = 100, name: str = "splits"
+    folder,
+    texts: list[str],
+    splits: Splits,
+    per_shard: int = 100,
+    name: str = "splits",
+    sources: list[str] | None = None,
+    named: list[str | None] | None = None,
 ) -> tuple[list[str], Artifact]:
     documents = Output(epath.Path(folder / f"documents_{name}"), Recipe("ingest", 1, {}, {}), "ingest")
     for shard, first in enumerate(range(0, len(texts), per_shard)):
         part = texts[first : first + per_shard]
-        table = pa.table({"ordinal": list(range(first, first + len(part))), "text": part})
-        documents.shard(shard, ".parquet", lambda writing, table=table: parquet.write(writing, table))
+        columns = {"ordinal": list(range(first, first + len(part))), "text": part}
+        if sources is not None:
+            columns["source"] = sources[first : first + len(part)]
+        if named is not None:
+            columns["split"] = named[first : first + len(part)]
+        documents.shard(shard, ".parquet", lambda writing, columns=columns: parquet.write(writing, pa.table(columns)))
     output = Output(epath.Path(folder / name), Recipe("split", 1, {}, {}), "split")
     artifact = split.run(output, documents=documents.finish(), splits=splits, execution=Execution())
     table = parquet.read(artifact)
@@ -53,6 +65,31 @@ def test_equal_texts_share_a_split_wherever_they_stand_and_seeds_differ(tmp_path
     other, _ = run(tmp_path, texts, Splits(0.2, 0.2, 0.8, 0.3, seed=1), name="c")
     assert found == turned[::-1]
     assert found != other
+
+
+def test_a_cap_by_source_keeps_the_documents_of_a_source_together(tmp_path):
+    """Of pairs within sources a cap by text would keep the square of its fraction."""
+    texts = [" ".join(words(i)) for i in range(4000)]
+    sources = [f"source {i % 400}" for i in range(4000)]
+    found, _ = run(tmp_path, texts, replace(HALVES, by="source"), per_shard=1500, sources=sources)
+    by_source: dict[str, set[str]] = {}
+    for source, split_ in zip(sources, found, strict=True):
+        by_source.setdefault(source, set()).add(split_)
+    assert all(len(splits & {"capped", "oracle", "unused"}) == 1 for splits in by_source.values())
+    capped = [source for source, splits in by_source.items() if "capped" in splits]
+    assert 0.22 < len(capped) / 400 < 0.38
+    assert any("test" in by_source[source] for source in capped)  # held out by text, as without sources
+
+
+def test_documents_that_name_their_split_keep_it_but_for_near_copies(tmp_path):
+    """A test document of the user's must not be trained on, nor a copy of a training document score the arms."""
+    texts = [" ".join(words(i)) for i in range(50)]
+    named = ["capped", "oracle", "unused", "validation", "test"] * 9 + [None] * 5
+    texts[4] = texts[0] + " and more"  # a test document that the capped set holds
+    found, artifact = run(tmp_path, texts, HALVES, named=named)
+    expected = ["unused" if place == 4 else name for place, name in enumerate(named[:45])]
+    assert found[:45] == expected and artifact.stats["moved"] == 1
+    assert all(name in {"capped", "oracle", "unused", "validation", "test"} for name in found[45:])
 
 
 def sides(found: list[str]) -> np.ndarray:

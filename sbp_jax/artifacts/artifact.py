@@ -153,6 +153,10 @@ class Output:
     def has(self, name: str) -> bool:
         return name in self._files
 
+    def counts(self, name: str) -> dict[str, Any]:
+        """The summable counts of a finished file."""
+        return self._files[name].stats
+
     def apart(self, names: Sequence[str], process: int, processes: int) -> list[str]:
         """Divides files among the processes, each of which then writes its own; `finish` waits for all of them.
 

@@ -34,6 +34,12 @@ def table(path: epath.Path, columns: Iterable[str] | None = None) -> pa.Table:
         return pq.read_table(stream, columns=None if columns is None else list(columns))
 
 
+def columns(artifact: Artifact) -> list[str]:
+    """Names of the columns of its first shard; all have the same."""
+    with artifact.shards(".parquet")[0].open("rb") as stream:
+        return list(pq.read_schema(stream).names)
+
+
 def rows(path: epath.Path) -> int:
     """Rows of one shard."""
     with path.open("rb") as stream:

@@ -32,6 +32,11 @@ def training_tokens(tokens: int | None, oracle: Artifact) -> int:
     return int(oracle.stats["targets"]) if tokens is None else tokens
 
 
+def tokens_of_passes(epochs: float, synthetic_share: float, real: Artifact) -> int:
+    """Targets of a run that reads its real stream so many times and has the share of synthetic targets on top."""
+    return round(epochs * real.stats["targets"] / (1 - synthetic_share))
+
+
 def synthetic(synthesis: Synthesis, share: float, tokens: int | None, capped: Artifact, oracle: Artifact) -> Synthetic:
     """How many documents to write.
 

@@ -1,10 +1,11 @@
 """Mixing streams of packed rows at exact rates, so that the batch of any step is a function of the step alone.
 
-Rows all bear the same number of target positions, so rates in rows are rates in tokens.
+Rows all bear the same number of target positions, so rates in rows are rates in tokens. A row of megadocs holds both
+synthetic and real targets; the synthetic ones count for the rate.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
@@ -23,11 +24,15 @@ class Plan:
       rows: rows to read, by stream; a stream with fewer is repeated.
       available: rows that the stream has.
       row_tokens: target positions of a row where all rows bear as many, otherwise None.
+      order: uniform, each stream spread evenly over the run, or staged: the last stream first, the first one last.
+      synthetic: of a stream that holds both, how many of the planned targets are synthetic.
     """
 
     rows: Mapping[str, int]
     available: Mapping[str, int]
     row_tokens: int | None = None
+    order: str = "uniform"
+    synthetic: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def epochs(self) -> dict[str, float]:
@@ -35,7 +40,12 @@ class Plan:
 
 
 def plan_arm(
-    total_rows: int, context: int, synthetic_share: float, real: RowSource, synthetic: RowSource | None
+    total_rows: int,
+    context: int,
+    synthetic_share: float,
+    real: RowSource,
+    synthetic: RowSource | None,
+    order: str = "uniform",
 ) -> Plan:
     """Rows of the real and the synthetic stream for an arm (SBP, step 3).
 
@@ -46,13 +56,37 @@ def plan_arm(
     rows, available = {"real": total_rows - taken}, {"real": len(real)}
     if synthetic is not None and taken:
         rows["synthetic"], available["synthetic"] = taken, len(synthetic)
-    return Plan(rows, available, context)
+    return Plan(rows, available, context, order)
+
+
+def plan_megadoc(
+    total_rows: int,
+    context: int,
+    synthetic_share: float,
+    real: RowSource,
+    synthetic_R: np.ndarray,
+    order: str = "uniform",
+) -> Plan:
+    """Rows of the real stream and of that of megadocs, which is cut behind the row that makes up the share.
+
+    Of the first rows of the megadocs as many are read, each once, as bring the synthetic targets nearest to the share
+    of all targets of the run. Where all together have fewer, real rows fill the rest.
+
+    Args:
+      synthetic_R: synthetic targets of each full row of the megadocs, in order.
+    """
+    held = np.concatenate(([0], np.cumsum(synthetic_R[:total_rows], dtype=np.int64)))
+    taken = int(np.argmin(np.abs(held - synthetic_share * total_rows * context)))
+    rows, available = {"real": total_rows - taken}, {"real": len(real)}
+    if taken:
+        rows["megadoc"] = available["megadoc"] = taken
+    return Plan(rows, available, context, order, {"megadoc": int(held[taken])} if taken else {})
 
 
 def mix(
     streams: Mapping[str, RowSource], plan: Plan, batch_rows: int, seed: int, part: Sequence[int] | None = None
 ) -> grain.MapDataset:
-    """Batches that hold exactly `plan.rows` of each stream, spread evenly over the run.
+    """Batches that hold exactly `plan.rows` of each stream over the run, in the order of the plan.
 
     Each stream is shuffled anew for each pass over it. The index of a row's stream in `plan.rows` is in "stream".
 
@@ -87,7 +121,8 @@ def _mixed(sources: Mapping[str, grain.MapDataset], plan: Plan, seed: int, label
         if mixed is None:
             mixed = labelled
         else:
-            mixed = grain.MapDataset.select_from_datasets([mixed, labelled], _Interleave(len(mixed), rows))
+            order = _Staged if plan.order == "staged" else _Interleave
+            mixed = grain.MapDataset.select_from_datasets([mixed, labelled], order(len(mixed), rows))
     assert mixed is not None
     return mixed
 
@@ -108,6 +143,19 @@ class _Interleave:
         before = index * self._second // self._total
         after = (index + 1) * self._second // self._total
         return (1, before) if after > before else (0, index - before)
+
+
+class _Staged:
+    """A Grain selection map of two data sets, the second before the first."""
+
+    def __init__(self, first: int, second: int):
+        self._second, self._total = second, first + second
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return (1, index) if index < self._second else (0, index - self._second)
 
 
 class _Part:

@@ -2,7 +2,8 @@
 
 Documents are joined to one stream and cut, E d1 E d2 ... E: the end-of-document token E, as a target, ends the
 document before it, and as an input starts the next. Neighbouring rows share one token, so every target of the stream
-is predicted exactly once, and a document of n tokens has n + 1 of them. Groups are never cut.
+is predicted exactly once, and a document of n tokens has n + 1 of them. Documents that are joined see one another: they
+are one segment, as far as a row holds them. Groups are never cut.
 
 Legend: L = context, R = rows of one block.
 """
@@ -26,25 +27,36 @@ def pack(documents: Iterable[tuple[int, np.ndarray]], context: int, end_of_docum
       context: L, loss-bearing positions a row.
       end_of_document: id of E.
     """
+    return pack_joined(((ordinal, tokens, False) for ordinal, tokens in documents), context, end_of_document)
+
+
+def pack_joined(documents: Iterable[tuple[int, np.ndarray, bool]], context: int, end_of_document: int) -> Iterator[Row]:
+    """As `pack`, of documents some of which are joined to the one before them, so that they see it.
+
+    Args:
+      documents: ordinal, tokens, int [n], and whether it is joined, of each document.
+    """
     end = np.array([end_of_document], np.int32)
     parts: list[np.ndarray] = []
     ordinals: list[int] = []
     lengths: list[int] = []
+    joined: list[bool] = []
     waiting = 0
     carry = (np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.bool_))
-    for ordinal, tokens in documents:
+    for ordinal, tokens, is_joined in documents:
         parts += (end, tokens)
         ordinals.append(ordinal)
         lengths.append(len(tokens) + 1)
+        joined.append(is_joined)
         waiting += len(tokens) + 1
         if waiting >= max(BLOCK, context):
-            inputs, owners, starts = _extend(carry, parts, ordinals, lengths)
+            inputs, owners, starts = _extend(carry, parts, ordinals, lengths, joined)
             whole = len(inputs) // context * context
             # The token after the last whole document is always the E that starts the next one.
             yield from _rows(inputs, owners, starts, whole // context, context, end_of_document)
             carry = (inputs[whole:], owners[whole:], starts[whole:])
-            parts, ordinals, lengths, waiting = [], [], [], 0
-    inputs, owners, starts = _extend(carry, parts, ordinals, lengths)
+            parts, ordinals, lengths, joined, waiting = [], [], [], [], 0
+    inputs, owners, starts = _extend(carry, parts, ordinals, lengths, joined)
     rows = -(-len(inputs) // context)
     missing = rows * context - len(inputs)
     inputs = np.concatenate([inputs, np.full(missing, end_of_document, np.int32)])
@@ -92,13 +104,17 @@ def pack_groups(
 
 
 def _extend(
-    carry: tuple[np.ndarray, np.ndarray, np.ndarray], parts: list[np.ndarray], ordinals: list[int], lengths: list[int]
+    carry: tuple[np.ndarray, np.ndarray, np.ndarray],
+    parts: list[np.ndarray],
+    ordinals: list[int],
+    lengths: list[int],
+    joined: list[bool],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The stream's inputs, the document of each position, and whether one starts there, behind what was left over."""
+    """The stream's inputs, the document of each position, and whether a segment starts, behind what was left over."""
     inputs, owners, starts = carry
     length = np.array(lengths, np.int64)
     new_starts = np.zeros(length.sum(), np.bool_)
-    new_starts[np.cumsum(length) - length] = True
+    new_starts[np.cumsum(length) - length] = ~np.array(joined, np.bool_)
     return (
         np.concatenate([inputs, *parts], dtype=np.int32),
         np.concatenate([owners, np.repeat(np.array(ordinals, np.int64), length)]),

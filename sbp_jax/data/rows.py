@@ -14,6 +14,9 @@ from sbp_jax.artifacts import Artifact, Output, arrayrecord
 from sbp_jax.artifacts.artifact import Writing
 
 ROWS_PER_SHARD = 65_536
+# Added to the ordinal of a synthetic document where real ones stand in the same stream.
+SYNTHETIC = 1 << 62
+ROW_TARGETS = "synthetic.npy"  # of such a stream: int32 [rows], how many targets of each row are synthetic
 
 
 class Row(NamedTuple):
@@ -24,7 +27,8 @@ class Row(NamedTuple):
       segments: int32 [L]; positions attend only within their own segment; 1, 2, ... in order, 0 is padding.
       positions: int32 [L]; place within the segment, for RoPE: 0
         at its first token, also where a document continues from the previous row.
-      documents: int64 [L]; ordinal of the document that the target belongs to, -1 in padding.
+      documents: int64 [L]; ordinal of the document that the target belongs to, -1 in padding. In a stream of real and
+        synthetic documents those from `SYNTHETIC` on are synthetic.
       mask: bool [L]; whether the target tokens[i + 1] bears loss.
     """
 

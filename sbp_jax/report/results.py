@@ -70,6 +70,17 @@ def ledger(trained: Artifact) -> dict[str, dict[str, Any]]:
     return json.loads(trained.file(LEDGER).read_text())
 
 
+def synthetic_tokens(seen: Mapping[str, Mapping[str, Any]]) -> int:
+    """Synthetic tokens of a ledger; the rest of a stream of megadocs is real."""
+    own = (entry.get("synthetic_tokens", entry["tokens"] if name == "synthetic" else 0) for name, entry in seen.items())
+    return sum(own)
+
+
+def real_epochs(seen: Mapping[str, Mapping[str, Any]]) -> float:
+    """Passes over the real stream that the real tokens of a ledger make up, those in other streams included."""
+    return sum(entry["epochs"] if name == "real" else entry.get("real_epochs", 0.0) for name, entry in seen.items())
+
+
 def vocabulary(trained: Artifact) -> int:
     """Rows of a finished model's embedding table: the tokenizer's entries, rounded up."""
     return json.loads(trained.file(f"{FINAL}/{CONFIG}").read_text())["vocab_size"]

@@ -19,6 +19,8 @@ from sbp_jax.report.results import (
     curve,
     document_losses,
     ledger,
+    real_epochs,
+    synthetic_tokens,
     vocabulary,
 )
 from sbp_jax.scoring.gap import gap_closed
@@ -128,7 +130,7 @@ def _arm(results: Results, arm: Arm) -> dict[str, Any]:
     trained, scored = list(results.trained[arm.name].values()), list(results.scored[arm.name].values())
     seen = ledger(trained[0])
     tokens = sum(entry["tokens"] for entry in seen.values())
-    synthetic = seen.get("synthetic", {"tokens": 0})["tokens"]
+    synthetic = synthetic_tokens(seen)
     losses = [artifact.stats["nats_per_token"] for artifact in scored]
     curves = [curve(artifact) for artifact in trained]
     best = min(trained, key=lambda artifact: artifact.stats["best_validation"])
@@ -141,7 +143,7 @@ def _arm(results: Results, arm: Arm) -> dict[str, Any]:
         "synthetic_tokens": synthetic,
         "synthetic_share_asked": arm.synthetic_share,
         "synthetic_share": synthetic / tokens,
-        "real_epochs": seen["real"]["epochs"],
+        "real_epochs": real_epochs(seen),
         "nats_per_token": float(np.mean(losses)),
         "nats_per_token_by_seed": losses,
         "bits_per_byte": float(np.mean([artifact.stats["bits_per_byte"] for artifact in scored])),

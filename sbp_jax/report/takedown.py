@@ -6,12 +6,12 @@ All is read shard by shard and of each shard a few columns; what stays in memory
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sbp_jax.artifacts import Artifact
-from sbp_jax.data.rows import RowSource
-from sbp_jax.data.stream_order import rows_of
+from sbp_jax.data.rows import SYNTHETIC
+from sbp_jax.data.stream_order import finder
 from sbp_jax.errors import SbpError
 from sbp_jax.report.quotes import quoting
 from sbp_jax.report.results import rows_at
@@ -150,14 +150,12 @@ def _add_trained(
     """The rows of a run's streams that hold a document or one that was written from it, and when they were read."""
     inputs = trail.nodes[run].inputs
     standing: list[tuple[str, dict[str, Any]]] = []
-    for rows_name in (inputs[role] for role in ("real", "synthetic") if role in inputs):
-        source = RowSource(trail.artifact(rows_name))
-        written = accepted.get(trail.nodes[rows_name].inputs["documents"])
-        owners = {ordinal: (entry["id"], [ordinal]) for ordinal, entry in told.items()} if written is None else written
-        for ordinal, (name, whose) in owners.items():
-            if held := list(rows_of(source, ordinal)):
+    for rows_name in (inputs[role] for role in ("real", "synthetic", "megadoc") if role in inputs):
+        find = finder(trail.artifact(rows_name))
+        for document, whose, named in _owners(trail.nodes[rows_name].inputs, told, accepted):
+            if held := list(find(document)):
                 for owner in whose:
-                    entry = {"id": name, "ordinal": ordinal, "rows": held}
+                    entry: dict[str, Any] = named | {"rows": held}
                     told[owner]["trained"].setdefault(run, {}).setdefault(rows_name, []).append(entry)
                     standing.append((rows_name, entry))
     if not steps or not standing:
@@ -169,6 +167,20 @@ def _add_trained(
     for rows_name, entry in standing:
         found = sorted(time for row in entry["rows"] for time in when[rows_name].get(row, []))
         entry["steps"] = [list(time) for time in found]
+
+
+def _owners(
+    inputs: Mapping[str, str], told: dict[int, dict[str, Any]], accepted: dict[str, Accepted]
+) -> Iterator[tuple[int, list[int], dict[str, Any]]]:
+    """Documents that may stand in some rows: as the rows name them, whom they came from, and their id and ordinal."""
+    written = accepted.get(inputs["documents"])
+    if written is None:
+        for ordinal, entry in told.items():
+            yield ordinal, [ordinal], {"id": entry["id"], "ordinal": ordinal}
+    offset = SYNTHETIC if written is None else 0
+    found = accepted.get(inputs.get("synthetic", ""), {}) if written is None else written
+    for ordinal, (name, whose) in found.items():
+        yield ordinal + offset, whose, {"id": name, "ordinal": ordinal}
 
 
 def counted(entry: dict[str, Any]) -> dict[str, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sbp_jax.artifacts import Artifact, arrayrecord
 from sbp_jax.data.mixing import Plan, places
-from sbp_jax.data.rows import Row, RowSource
+from sbp_jax.data.rows import SYNTHETIC, Row, RowSource
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 from sbp_jax.report.results import ledger
@@ -21,7 +21,6 @@ from sbp_jax.text import tokenizer as text_tokenizer
 
 _EXAMPLE = re.compile(r"([^:]+):(\d+)(?::(\d+))?(?::(\d+))?")
 RUNS, ROWS = ("train", "tune"), ("pack", "pack_pairs")
-STREAMS = ("real", "synthetic", "pairs")  # roles of the rows that a run reads
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,10 @@ def pieces(trail: Trail, found: Example) -> list[Piece]:
     if trail.nodes[found.rows].stage == "pack_pairs":
         told = _pieces_of_pairs(trail, found.rows, row)
     else:
-        instance = trail.nodes[found.rows].inputs["documents"]
+        inputs = trail.nodes[found.rows].inputs
         bounds = np.flatnonzero(np.diff(row.documents, prepend=-2, append=-2)).tolist()
         told = [
-            Piece(instance, int(row.documents[start]), start, stop)
+            Piece(*_document(inputs, int(row.documents[start])), start, stop)
             for start, stop in zip(bounds, bounds[1:], strict=False)
             if row.documents[start] >= 0
         ]
@@ -102,6 +101,13 @@ def pieces(trail: Trail, found: Example) -> list[Piece]:
     if trail.nodes[found.rows].stage == "pack_pairs":
         return of_segment  # what was read before the target, and the target
     return [piece for piece in of_segment if piece.start <= found.position < piece.stop]
+
+
+def _document(inputs: Mapping[str, str], document: int) -> tuple[str, int]:
+    """The instance that holds a document of packed rows, and its ordinal there."""
+    if document >= SYNTHETIC:
+        return inputs["synthetic"], document - SYNTHETIC
+    return inputs["documents"], document
 
 
 def _checked(trail: Trail, found: Example, asked: str) -> Example:
@@ -123,7 +129,10 @@ def _order(trail: Trail, run: str) -> tuple[Any, list[str], int]:
         stream: int(artifact.stats["full_rows"]) if node.stage == "train" else artifact.rows
         for stream, artifact in zip(read, held, strict=True)
     }
-    plan = Plan({stream: int(entry["rows"]) for stream, entry in read.items()}, available)
+    planned = {stream: int(entry["rows"]) for stream, entry in read.items()}
+    if "megadoc" in planned:  # cut to what is read, once
+        available["megadoc"] = planned["megadoc"]
+    plan = Plan(planned, available, order=node.config.get("order", "uniform"))
     settings = node.config["training" if node.stage == "train" else "tuning"]
     return places(plan, node.config.get("seed", 0)), names, settings.batch_rows
 

@@ -18,7 +18,6 @@ from sbp_jax.text import documents
 
 VERSION = 2
 PROBE = 10_000  # when not one of so many first records is a document, there is no use in reading on
-SCHEMA = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in ("id", "source", "text"))])
 
 
 def run(output: Output, *, corpus: Corpus, execution: Execution) -> Artifact:
@@ -95,18 +94,15 @@ def _too_many(corpus: Corpus, skipped: list[documents.Skipped], bad: int, read: 
     if first.reason == "no_text_field":
         fields = f"no field {corpus.text_field!r} ({first.detail})"
         return f"{message}, {fields}; set corpus.text_field to the one that holds the text"
+    if first.reason == "unknown_split":
+        return f"{message}, {first.detail}; correct the field or set corpus.split_field to another or to None"
     if first.reason == "duplicate_id":
         return f"{message}, {first.detail}; make the ids unique, or set corpus.id_field to another field or to None"
     return f"{message}{f' ({first.detail})' if first.detail else ''}; repair the file or raise corpus.max_skipped"
 
 
 def _shard(output: Output, corpus: Corpus, index: int, found: list[documents.Document]) -> None:
-    first = index * corpus.documents_per_shard
-    rows = [
-        {"ordinal": ordinal, "id": document.id, "source": document.source, "text": document.text}
-        for ordinal, document in enumerate(found, start=first)
-    ]
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    table = documents.table(found, index * corpus.documents_per_shard, corpus.split_field is not None)
 
     def write(writing: Writing) -> None:
         parquet.write(writing, table)

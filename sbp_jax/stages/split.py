@@ -1,9 +1,12 @@
 """Stage `split`: which documents are held out, which are the capped set, and which the oracle set adds.
 
-A seeded hash of the text decides, so that equal texts share a split. Then near-copies are brought to one side, pair
-by pair: a held-out document that is a near-copy of a training document joins the training side, and of those that
-remain, a validation document that is a near-copy of a test document joins the test set. A document that moved may
-make others move; connected components are never formed.
+A seeded hash of the text decides, so that equal texts share a split; with `splits.by` = source the hash of the source
+chooses among the documents that are not held out. A document that names its split keeps it.
+
+Then near-copies are brought to one side, pair by pair: a held-out document that is a near-copy of a training document
+joins the training side (one that named its split is left out instead), and of those that remain, a validation document
+that is a near-copy of a test document joins the test set. A document that moved may make others move; connected
+components are never formed.
 """
 
 from collections import Counter
@@ -17,12 +20,14 @@ from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Splits
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
+from sbp_jax.text.documents import SPLITS
 from sbp_jax.text.near_duplicates import CopyIndex
 from sbp_jax.text.shingles import shingles
 
 VERSION = 2
-NAMES = ("validation", "test", "capped", "oracle", "unused")
+NAMES = SPLITS
 VALIDATION, TEST, CAPPED, ORACLE, UNUSED = range(len(NAMES))
+SPLIT = "split"  # column of documents that say it themselves
 FRACTION = {VALIDATION: "splits.validation", TEST: "splits.test", CAPPED: "splits.capped"}
 
 
@@ -35,6 +40,8 @@ def run(output: Output, *, documents: Artifact, splits: Splits, execution: Execu
       SbpError: an empty validation, test or capped set.
     """
     split, training_split = _assign(output, documents, splits)
+    if SPLIT in parquet.columns(documents):
+        _given(documents, split, training_split)
     chosen = split.copy()
     _move(output, documents, splits, split, training_split)
     for part, fraction in FRACTION.items():
@@ -65,15 +72,27 @@ def _assign(output: Output, documents: Artifact, splits: Splits) -> tuple[np.nda
     held: list[np.ndarray] = []
     capped: list[np.ndarray] = []
     with progress(f"{output.label}: hash", documents.rows, "documents") as counter:
-        for table in parquet.tables(documents, ["text"]):
+        for table in parquet.tables(documents, ["text"] if splits.by == "text" else ["text", splits.by]):
             texts = [text.encode() for text in table["text"].to_pylist()]
+            owners = texts if splits.by == "text" else [owner.encode() for owner in table[splits.by].to_pylist()]
             held.append(np.array([xxhash.xxh3_64_intdigest(text, held_seed) for text in texts], np.uint64))
-            capped.append(np.array([xxhash.xxh3_64_intdigest(text, capped_seed) for text in texts], np.uint64))
+            capped.append(np.array([xxhash.xxh3_64_intdigest(owner, capped_seed) for owner in owners], np.uint64))
             counter.advance(len(texts))
     u_held, u_capped = np.concatenate(held) / 2.0**64, np.concatenate(capped) / 2.0**64
     training = np.select([u_capped < splits.capped, u_capped < splits.oracle], [CAPPED, ORACLE], UNUSED)
     conditions = [u_held < splits.validation, u_held < splits.validation + splits.test]
     return np.select(conditions, [VALIDATION, TEST], training).astype(np.int8), training.astype(np.int8)
+
+
+def _given(documents: Artifact, split: np.ndarray, training_split: np.ndarray) -> None:
+    """Changes both in place where documents say their split; a near-copy among the held-out ones is then left out."""
+    for table in parquet.tables(documents, ["ordinal", SPLIT]):
+        names = table[SPLIT].to_pylist()
+        rows = [row for row, name in enumerate(names) if name is not None]
+        chosen = np.array([NAMES.index(names[row]) for row in rows], np.int8)
+        ordinals = table["ordinal"].to_numpy()[rows]
+        split[ordinals] = chosen
+        training_split[ordinals] = np.where(chosen > TEST, chosen, UNUSED)
 
 
 def _move(output: Output, documents: Artifact, splits: Splits, split: np.ndarray, training_split: np.ndarray) -> None:

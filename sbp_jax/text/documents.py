@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any
@@ -21,7 +21,9 @@ from etils import epath
 
 from sbp_jax.config import Corpus
 from sbp_jax.errors import SbpError
+from sbp_jax.text.record_text import Missing, NoText, RecordText
 
+SPLITS = ("validation", "test", "capped", "oracle", "unused")
 SHOWN = 20  # names listed in an error message
 
 LINES = tuple(f".{name}{packing}" for name in ("jsonl", "json", "ndjson") for packing in ("", ".gz", ".zst"))
@@ -30,6 +32,7 @@ TEXT = (".txt", ".md")
 KINDS = ".jsonl, .json, .ndjson (each also .gz or .zst), .parquet, .txt, .md"
 BLOCK = 1 << 17  # compressed bytes read at a time
 BATCH = 1024  # Parquet rows read at a time
+SCHEMA = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in ("id", "source", "text"))])
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Document:
     text: str
     line: int  # line, or Parquet row, counted from 1
     source: str  # what the record says, or the name of its file
+    split: str | None = None  # what the record says
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Skipped:
     Attributes:
       file: the file as the user named it.
       line: line, or Parquet row, counted from 1.
-      reason: not_json, not_an_object, no_text_field, text_not_a_string, empty or invalid_utf8.
+      reason: not_json, not_an_object, no_text_field, text_not_a_string, empty, unknown_split or invalid_utf8.
       detail: what was found instead, for people.
     """
 
@@ -59,40 +63,54 @@ class Skipped:
     detail: str = ""
 
 
-def source_files(paths: Iterable[str]) -> list[epath.Path]:
+def source_files(paths: Iterable[str], field: str = "corpus.paths") -> list[epath.Path]:
     """Expands files, folders and globs: in the order given, sorted inside each, every file once.
 
     A folder is searched through, hidden names excepted. Where a folder or a glob holds data files, the .txt and .md
     files beside them (a README) are no documents.
+
+    Args:
+      field: of the config that names the paths, for messages.
 
     Raises:
       SbpError: a path that does not exist, or that holds nothing of a known kind.
     """
     found: dict[str, epath.Path] = {}
     for name in paths:
-        files = _expand(name)
+        files = _expand(name, field)
         if not files:
-            raise SbpError(f"corpus path {name} holds no file to read; known kinds are {KINDS}")
+            raise SbpError(f"{field}: {name} holds no file to read; known kinds are {KINDS}")
         found.update({str(file): file for file in files})
     if not found:
-        raise SbpError("corpus.paths is empty; set it to the files, folders or globs of your documents")
+        raise SbpError(f"{field} is empty; set it to the files, folders or globs of your documents")
     return list(found.values())
 
 
-def read(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
+def read(file: epath.Path, corpus: Corpus, template: RecordText | None = None) -> Iterator[Document | Skipped]:
     """Streams the records of one file, in order.
 
+    Args:
+      template: makes the text of a document from the fields of its record; None: `corpus.text_field` holds it. What a
+        .txt file holds is the field `text`.
+
     Raises:
-      SbpError: the file is cut off, damaged or not readable, or a Parquet file has no column `corpus.text_field`.
+      SbpError: the file is cut off, damaged or not readable, or a Parquet file has no column for the text.
     """
     if file.name.lower().endswith(".parquet"):
-        yield from _parquet(file, corpus)
+        yield from _parquet(file, corpus, template)
     elif file.name.lower().endswith(TEXT):
-        yield from _plain_text(file, corpus)
+        yield from _plain_text(file, corpus, template)
     else:
         for number, line in enumerate(_lines(file), start=1):
             if line.strip():
-                yield _from_json(line, file, number, corpus)
+                yield _from_json(line, file, number, corpus, template)
+
+
+def table(found: Sequence[Document], first: int, splits: bool = False) -> pa.Table:
+    """Documents as rows of an artifact, numbered from `first`; with `splits` each says the one that it named."""
+    schema = SCHEMA.append(pa.field("split", pa.string())) if splits else SCHEMA
+    rows = [vars(document) | {"ordinal": ordinal} for ordinal, document in enumerate(found, start=first)]
+    return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema=schema)
 
 
 def content_id(text: str) -> str:
@@ -100,7 +118,7 @@ def content_id(text: str) -> str:
     return "sha-" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _expand(name: str) -> list[epath.Path]:
+def _expand(name: str, field: str) -> list[epath.Path]:
     path = epath.Path(name).expanduser()
     if path.is_dir():
         files = _walk(path)
@@ -111,9 +129,9 @@ def _expand(name: str) -> list[epath.Path]:
         pattern = "/".join(path.parts[len(root.parts) :])
         files = sorted(file for file in root.glob(pattern) if not file.is_dir())
         if not files:
-            raise SbpError(f"corpus path {name} matches no file; check the pattern and the folder it starts from")
+            raise SbpError(f"{field}: {name} matches no file; check the pattern and the folder it starts from")
     else:
-        raise SbpError(f"corpus path {name} does not exist; check corpus.paths")
+        raise SbpError(f"{field}: {name} does not exist; check the path")
     data = [file for file in files if file.name.lower().endswith(DATA)]
     return data or [file for file in files if file.name.lower().endswith(TEXT)]
 
@@ -178,7 +196,9 @@ def _zstd_lines(stream: IO[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _from_json(line: bytes, file: epath.Path, number: int, corpus: Corpus) -> Document | Skipped:
+def _from_json(
+    line: bytes, file: epath.Path, number: int, corpus: Corpus, template: RecordText | None
+) -> Document | Skipped:
     try:
         source = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -190,11 +210,25 @@ def _from_json(line: bytes, file: epath.Path, number: int, corpus: Corpus) -> Do
         return Skipped(str(file), number, "not_json", str(found))
     if not isinstance(record, dict):
         return Skipped(str(file), number, "not_an_object", f"a JSON {type(record).__name__}")
-    if corpus.text_field not in record:
-        return Skipped(str(file), number, "no_text_field", f"fields: {_some(record)}")
+    return _from_fields(record, file, number, corpus, template)
+
+
+def _from_fields(
+    record: Mapping[str, Any], file: epath.Path, number: int, corpus: Corpus, template: RecordText | None
+) -> Document | Skipped:
     identity = record.get(corpus.id_field) if corpus.id_field is not None else None
     origin = record.get(corpus.source_field) if corpus.source_field is not None else None
-    return _document(record[corpus.text_field], identity, origin, file, number)
+    if template is None:
+        if corpus.text_field not in record:
+            return Skipped(str(file), number, "no_text_field", f"fields: {_some(record)}")
+        split = record.get(corpus.split_field) if corpus.split_field is not None else None
+        return _document(record[corpus.text_field], identity, origin, file, number, split)
+    try:
+        return _document(template.render(record), identity, origin, file, number)
+    except Missing as missing:
+        return Skipped(str(file), number, "no_text_field", f"{missing}; fields: {_some(record)}")
+    except NoText as found:
+        return Skipped(str(file), number, "text_not_a_string", str(found))
 
 
 def _some(names: Iterable[str]) -> str:
@@ -203,11 +237,15 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(shown[:SHOWN]) + (", ..." if len(shown) > SHOWN else "") or "none"
 
 
-def _document(text: Any, identity: Any, origin: Any, file: epath.Path, number: int) -> Document | Skipped:
+def _document(
+    text: Any, identity: Any, origin: Any, file: epath.Path, number: int, split: Any = None
+) -> Document | Skipped:
     if not isinstance(text, str):
         return Skipped(str(file), number, "text_not_a_string", f"a {type(text).__name__}")
     if not text.strip():
         return Skipped(str(file), number, "empty")
+    if split is not None and split not in SPLITS:
+        return Skipped(str(file), number, "unknown_split", f"{split!r}; a split is {', '.join(SPLITS)}")
     name = "" if identity is None else str(identity)
     source = ("" if origin is None else str(origin)) or file.name
     try:  # JSON escapes can spell half of a surrogate pair, which no UTF-8 can hold
@@ -216,35 +254,34 @@ def _document(text: Any, identity: Any, origin: Any, file: epath.Path, number: i
         source.encode()
     except UnicodeEncodeError as error:
         return Skipped(str(file), number, "invalid_utf8", str(error).encode("ascii", "backslashreplace").decode())
-    return Document(name or content_id(text), text, number, source)
+    return Document(name or content_id(text), text, number, source, split)
 
 
-def _parquet(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
+def _parquet(file: epath.Path, corpus: Corpus, template: RecordText | None) -> Iterator[Document | Skipped]:
     with file.open("rb") as stream:
         try:
             table = pq.ParquetFile(stream)
             names = table.schema_arrow.names
-            if names.count(corpus.text_field) != 1:
-                count = "no column" if corpus.text_field not in names else "several columns"
-                choice = f"set corpus.text_field to one of: {_some(names)}"
-                raise SbpError(f"{file} has {count} {corpus.text_field!r}; {choice}")
-            wanted = (corpus.text_field, corpus.id_field, corpus.source_field)
-            columns = list(dict.fromkeys(name for name in wanted if name in names))
+            needed = (corpus.text_field,) if template is None else template.columns
+            for name in needed:
+                if names.count(name) != 1:
+                    count = "no column" if name not in names else "several columns"
+                    setting = "set corpus.text_field to" if template is None else "the template may name"
+                    raise SbpError(f"{file} has {count} {name!r}; {setting} one of: {_some(names)}")
+            wanted = (*needed, corpus.id_field, corpus.source_field, corpus.split_field)
+            columns = list(dict.fromkeys(name for name in wanted if name is not None and name in names))
             number = 0
             for batch in table.iter_batches(BATCH, columns=columns):
-                values = {name: _values(batch.column(name)) for name in columns}
-                absent = [None] * batch.num_rows
-                for row in zip(*(values.get(name or "", absent) for name in wanted), strict=True):
+                values = [_values(batch.column(name)) for name in columns]
+                for row in zip(*values, strict=True):
                     number += 1
                     try:
-                        text, identity, origin = (
-                            value.decode() if isinstance(value, bytes) else value for value in row
-                        )
+                        fields = [value.decode() if isinstance(value, bytes) else value for value in row]
                     except UnicodeDecodeError as error:
                         yield Skipped(str(file), number, "invalid_utf8", str(error))
                         continue
-                    yield _document(text, identity, origin, file, number)
-        except (pa.ArrowException, OSError) as error:
+                    yield _from_fields(dict(zip(columns, fields, strict=True)), file, number, corpus, template)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise SbpError(_unreadable(file, error)) from error
 
 
@@ -257,7 +294,7 @@ def _values(column: pa.Array) -> list[Any]:
     return column.to_pylist()
 
 
-def _plain_text(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped]:
+def _plain_text(file: epath.Path, corpus: Corpus, template: RecordText | None) -> Iterator[Document | Skipped]:
     """A whole file as one document; its id is its path below the folder that all of `corpus.paths` share."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -269,4 +306,8 @@ def _plain_text(file: epath.Path, corpus: Corpus) -> Iterator[Document | Skipped
     roots = [_root(name).parts for name in corpus.paths]
     shared = os.path.commonprefix([file.parent.parts, *roots])
     identity = None if corpus.id_field is None else "/".join(file.parts[len(shared) :])
-    yield _document(text, identity, None, file, 1)
+    if template is None:
+        yield _document(text, identity, None, file, 1)
+    else:
+        fields = {"text": text} | ({} if identity is None else {corpus.id_field or "id": identity})
+        yield _from_fields(fields, file, 1, corpus, template)

@@ -66,12 +66,22 @@ def _save_model(
 
 
 def _entry(run: Run, name: str, seen: dict[str, int]) -> dict[str, Any]:
-    """A stream's line of the ledger; where rows differ in targets, as pairs do, rows are the plan."""
+    """A stream's line of the ledger; where rows differ in targets, as pairs do, rows are the plan.
+
+    A stream that holds synthetic and real text says how many of its tokens are synthetic, and how many passes over the
+    real stream the others would make.
+    """
     rows, row_tokens = run.plan.rows[name], run.plan.row_tokens
+    both: dict[str, Any] = {}
+    if name in run.plan.synthetic:
+        synthetic = run.plan.synthetic[name]
+        real = run.plan.available["real"] * (row_tokens or 0)
+        both = {"synthetic_tokens": synthetic, "real_epochs": (seen["tokens"] - synthetic) / real}
     return {
         "planned_rows": rows,
         "rows": seen["rows"],
         "planned_tokens": seen["tokens"] if row_tokens is None else rows * row_tokens,
         "tokens": seen["tokens"],
         "epochs": run.plan.epochs[name],
+        **both,
     }

@@ -2,9 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from etils import epath
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from sbp_jax.config import Execution, Model, Optimization
 from sbp_jax.data.mixing import Batch, Plan, mix
-from sbp_jax.data.rows import RowSource
+from sbp_jax.data.rows import Row, RowSource
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.model.parameters import Parameters
 from sbp_jax.parallel import hosts
@@ -20,7 +20,7 @@ from sbp_jax.progress import progress
 from sbp_jax.training import goodput
 from sbp_jax.training.batches import divides, host_rows, read_ahead, to_device
 from sbp_jax.training.checkpoints import Checkpoints
-from sbp_jax.training.evaluation import mean_loss
+from sbp_jax.training.evaluation import mean_loss, text_losses
 from sbp_jax.training.interruption import Termination, Watchdog
 from sbp_jax.training.metrics import MetricsLog, NoLog
 from sbp_jax.training.profiling import ProfilerWindow
@@ -39,6 +39,7 @@ class Run:
       streams: packed rows by stream name; `plan` says how many of each are read.
       validation: held-out rows that choose the best checkpoint.
       token_bytes: mean bytes of text behind a target, for bits per byte.
+      texts: rows of other held-out sets, by name, whose losses are told beside that of `validation`.
       load: makes the parameters to start from, placed as the abstract ones it is given; None: random ones from `seed`.
     """
 
@@ -51,6 +52,7 @@ class Run:
     seed: int
     token_bytes: float | None = None
     load: Any = None
+    texts: Mapping[str, Sequence[Row]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -139,7 +141,8 @@ def train(run: Run, folder: epath.Path, label: str, mesh: Mesh, execution: Execu
                 if evaluating:
                     with clocks.clock("evaluation"):
                         validation = mean_loss(setup, state.parameters, run.validation, watchdog.alive)
-                    line |= reader.validation(validation)
+                        texts = text_losses(setup, state.parameters, run.texts, watchdog.alive)
+                    line |= reader.validation(validation, texts)
                     counter.advance(0, f"validation {validation:.3f}")
                 log.write(line)
                 with clocks.clock("checkpoint"):

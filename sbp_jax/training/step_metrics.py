@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from sbp_jax.data.mixing import Batch, Plan
+from sbp_jax.data.rows import SYNTHETIC
 from sbp_jax.errors import SbpError
 from sbp_jax.model.parameters import Parameters
 from sbp_jax.parallel import hosts
@@ -100,8 +102,11 @@ class MetricsReader:
             "time": round(time.time(), 3),
         }
 
-    def validation(self, loss: float) -> dict[str, float]:
+    def validation(self, loss: float, texts: Mapping[str, float]) -> dict[str, float]:
         """What an evaluation adds to the line of its step.
+
+        Args:
+          texts: losses on other held-out sets, by name.
 
         Raises:
           SbpError: the loss is not finite.
@@ -109,7 +114,8 @@ class MetricsReader:
         if not math.isfinite(loss):
             rate = self._setup.optimization.peak_lr
             raise SbpError(f"the validation loss is not finite; lower peak_lr (now {rate:g})")
-        return {"validation": loss} | self._bits(loss, "validation_bits_per_byte")
+        others = {f"validation/{name}": told for name, told in texts.items()}
+        return {"validation": loss} | self._bits(loss, "validation_bits_per_byte") | others
 
     def _bits(self, loss: float, name: str) -> dict[str, float]:
         return {} if self._token_bytes is None else {name: loss / math.log(2) / self._token_bytes}
@@ -133,7 +139,7 @@ class MetricsReader:
             "step": unread.step,
             "rows that give no finite loss": rows,
             "rows of this host": [
-                {"row": row, "stream": names[int(stream)], "documents": np.unique(documents[documents >= 0]).tolist()}
+                {"row": row, "stream": names[int(stream)], **_documents(documents)}
                 for row, stream, documents in zip(own, unread.batch["stream"], unread.batch["documents"], strict=True)
             ],
         }
@@ -146,3 +152,11 @@ class MetricsReader:
             f" listed in {file}. Lower the learning rate (peak_lr) or the gradient clip, or look at those documents;"
             " the run goes on from its last checkpoint"
         )
+
+
+def _documents(documents_L: np.ndarray) -> dict[str, list[int]]:
+    """Ordinals of a row's documents; those of synthetic ones apart where real ones stand in the same stream."""
+    held = np.unique(documents_L[documents_L >= 0])
+    synthetic = held[held >= SYNTHETIC] - SYNTHETIC
+    told = {"documents": held[held < SYNTHETIC].tolist()}
+    return told | ({"synthetic documents": synthetic.tolist()} if len(synthetic) else {})

@@ -1,0 +1,103 @@
+"""Held-out documents as windows, so that each is read from its own start and each of its targets is scored once.
+
+A document of n tokens has n + 1 targets, its tokens and the end-of-document token E, and its inputs are E and its
+tokens, as in `packing`. One that fits a row is one window. A longer one takes several: each begins `stride` targets
+behind the one before it and bears loss where that one ended, so that a target sees at least L - stride tokens before
+it, or all there are.
+
+Windows do not see one another, so several stand in a row. Where a window neither begins a document nor a row, one
+position is lost between it and its neighbour, because positions share their tokens.
+
+Legend: L = context, n = targets of a window.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from sbp_jax.data.rows import Row
+
+OPEN_ROWS = 64  # rows that wait for a window which still fits
+
+
+class Window(NamedTuple):
+    """A piece of a document.
+
+    Attributes:
+      document: its ordinal.
+      tokens: int32 [n + 1]; position i reads tokens[i] and predicts tokens[i + 1].
+      seen: targets at the beginning that bear no loss, for another window has scored them.
+    """
+
+    document: int
+    tokens: np.ndarray
+    seen: int
+
+
+def windows(document: int, tokens: np.ndarray, context: int, stride: int, end_of_document: int) -> Iterator[Window]:
+    """The windows of one document, in order.
+
+    Args:
+      tokens: int [n], which may be none.
+      context: L, targets of a window at most.
+      stride: targets that a window moves on, from 1 to L.
+    """
+    whole = np.concatenate([[end_of_document], tokens, [end_of_document]], dtype=np.int32)
+    targets = len(whole) - 1
+    scored = start = 0
+    while scored < targets:
+        end = min(start + context, targets)
+        yield Window(document, whole[start : end + 1], scored - start)
+        scored, start = end, start + stride
+
+
+def pack_windows(found: Iterable[Window], context: int, end_of_document: int) -> Iterator[Row]:
+    """Fills rows with windows, each whole.
+
+    A window goes into the first open row with room for it; when none has, the open row with the least room is closed.
+
+    Args:
+      context: L.
+      end_of_document: id of E.
+    """
+    opened: list[list[tuple[int, Window]]] = []  # windows with the position at which each begins
+    room: list[int] = []
+    for window in found:
+        size = len(window.tokens) - 1
+        if size == context:
+            yield _row([(0, window)], context, end_of_document)
+            continue
+        # Where the tokens before a window end with another than its first one, both need a place.
+        gap = int(window.tokens[0] != end_of_document)
+        place = next((place for place, left in enumerate(room) if left >= size + gap), None)
+        if place is None:
+            if len(opened) == OPEN_ROWS:
+                fullest = room.index(min(room))
+                del room[fullest]
+                yield _row(opened.pop(fullest), context, end_of_document)
+            place, gap = len(opened), 0
+            opened.append([])
+            room.append(context)
+        opened[place].append((context - room[place] + gap, window))
+        room[place] -= size + gap
+    for row in opened:
+        yield _row(row, context, end_of_document)
+
+
+def _row(placed: list[tuple[int, Window]], context: int, end_of_document: int) -> Row:
+    row = Row(
+        np.full(context + 1, end_of_document, np.int32),
+        np.zeros(context, np.int32),
+        np.zeros(context, np.int32),
+        np.full(context, -1, np.int64),
+        np.zeros(context, np.bool_),
+    )
+    for segment, (start, window) in enumerate(placed, start=1):
+        end = start + len(window.tokens) - 1
+        row.tokens[start : end + 1] = window.tokens
+        row.segments[start:end] = segment
+        row.positions[start:end] = np.arange(end - start)
+        row.documents[start:end] = window.document
+        row.mask[start + window.seen : end] = True
+    return row
