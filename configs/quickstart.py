@@ -12,6 +12,7 @@ from sbp_jax.config import (
     Model,
     Neighbors,
     Pairs,
+    Quality,
     Splits,
     Synthesis,
     Tokenizer,
@@ -35,6 +36,7 @@ def get_config() -> Experiment:
         pairs=Pairs(threshold=0.5, minimum=1000),
         tuning=Tuning(context=512, batch_rows=4, peak_lr=1e-3, epochs=1.0, evaluate_every=50),
         synthesis=Synthesis(temperature=1.0, top_p=0.9, max_new_tokens=256, oversample=1.6),
+        quality=Quality(documents=250),
         arms=(
             Arm("repetition"),
             Arm("sbp", synthetic_share=0.25),

@@ -16,6 +16,7 @@ from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
 from sbp_jax.planning.command import add_generate_options, add_options, add_pair_options
 from sbp_jax.report import trace_command
+from sbp_jax.tasks import command as task_command
 
 if TYPE_CHECKING:
     from sbp_jax.pipeline import Pipeline
@@ -35,9 +36,12 @@ STAGES = {
     "tune": "tune the synthesizer on pairs",
     "synthesize": "generate synthetic documents",
     "filter": "keep the good synthetic documents",
+    "judge": "ask a language model about synthetic and real documents",
+    "quality": "measure synthetic documents beside real ones",
     "texts": "read the text sets that the arms are scored on",
     "window": "cut held-out documents into windows",
     "score": "score the arms on held-out documents",
+    "ask": "ask the arms the tasks of config.evaluation",
 }
 
 
@@ -243,6 +247,10 @@ def _trace(options: argparse.Namespace) -> None:
     trace_command.run(options, pipeline.experiment, pipeline.nodes, pipeline.artifact, str(pipeline.workdir))
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    task_command.run(options, _pipeline, _say)
+
+
 def _print_report(pipeline: "Pipeline", as_json: bool = False) -> None:
     from sbp_jax.report import summary
 
@@ -273,20 +281,21 @@ def _pipeline(options: argparse.Namespace) -> "Pipeline":
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("config", help="a config file, such as configs/quickstart.py")
-    shared.add_argument(
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
         help="replace a field, such as training.peak_lr=3e-3; may be repeated",
     )
-    shared.add_argument(
+    settings.add_argument(
         "--tiny", action="store_true", help="the config's tiny variant: the same pipeline in about a minute on a CPU"
     )
-    shared.add_argument("--workdir", help="folder for artifacts (default: runs/NAME)")
-    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    settings.add_argument("--workdir", help="folder for artifacts (default: runs/NAME)")
+    settings.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    shared = argparse.ArgumentParser(add_help=False, parents=[settings])
+    shared.add_argument("config", help="a config file, such as configs/quickstart.py")
 
     parser = argparse.ArgumentParser(
         prog="sbp", description="Synthetic bootstrapped pretraining, from documents to a report."
@@ -316,6 +325,11 @@ def _parser() -> argparse.ArgumentParser:
     inspected.add_argument("--json", action="store_true", help="print JSON, the texts of the samples included")
     sweep.add_options(add("sweep", sweep.HELP, _sweep))
     trace_command.add_options(add("trace", trace_command.HELP, _trace))
+    evaluate = commands.add_parser(
+        "evaluate", help=task_command.HELP, description=task_command.HELP, parents=[settings]
+    )
+    evaluate.set_defaults(command=_evaluate)
+    task_command.add_options(evaluate)
     exported = add("export", "write a finished model with its tokenizer as a Hugging Face folder", _export)
     exported.add_argument("--model", required=True, metavar="NAME", help="an arm, a stage instance, or synthesizer")
     exported.add_argument("--to", required=True, metavar="FOLDER", help="a folder that is empty or not there yet")

@@ -267,15 +267,28 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A language model that is asked about documents, which are sent to it; off without a `url`."""
+
+    url: str | None = field(
+        default=None, metadata=NOT_IN_RECIPE
+    )  # of an OpenAI-compatible endpoint, such as http://localhost:8000/v1; None: nobody is asked, nothing is sent
+    model: str = ""  # its name there
+    documents: int = 200  # of each kind that are judged
+    characters: int = 6000  # of the beginning of a document that are sent
+    max_tokens: int = 512  # of an answer
+    key: str = field(default="OPENAI_API_KEY", metadata=NOT_IN_RECIPE)  # environment variable with the endpoint's key
+    at_once: int = field(default=4, metadata=NOT_IN_RECIPE)  # questions under way
+    seconds: float = field(default=120.0, metadata=NOT_IN_RECIPE)  # to wait for an answer
+    attempts: int = field(default=6, metadata=NOT_IN_RECIPE)  # at a question, after which the run stops
+
+
+@dataclass(frozen=True)
 class Quality:
     """How synthetic documents are compared with real ones."""
 
     documents: int = 2000  # of each kind that are measured, spread evenly
-    judge_url: str | None = field(
-        default=None, metadata=NOT_IN_RECIPE
-    )  # an OpenAI-compatible endpoint, such as http://localhost:8000/v1; None: nothing is judged
-    judge_model: str | None = None  # its name there
-    judged: int = 200  # documents of each kind that are judged
+    judge: Judge = field(default_factory=Judge)
 
 
 @dataclass(frozen=True)

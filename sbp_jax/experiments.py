@@ -68,6 +68,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
             max_seed_overlap=0.9,
             max_held_out=0.9,
         ),
+        quality=replace(experiment.quality, documents=40),
         seeds=experiment.seeds[:1],
         note="This is the tiny variant: it shows that the pipeline runs from end to end, and nothing else.",
         evaluation=Evaluation(),
@@ -161,6 +162,19 @@ def check(experiment: Experiment) -> None:
     )
     for name in ("width", "layers", "heads", "kv_heads", "head_dim", "ffn"):
         positive[f"model.{name}"] = getattr(model, name)
+    judge = experiment.quality.judge
+    positive["quality.documents"] = experiment.quality.documents
+    for name in ("documents", "characters", "max_tokens", "at_once", "seconds", "attempts"):
+        positive[f"quality.judge.{name}"] = getattr(judge, name)
+    _demand(
+        judge.url is None or judge.url.startswith(("http://", "https://")),
+        f"quality.judge.url is {judge.url}; it is the address of an OpenAI-compatible endpoint, such as"
+        " http://localhost:8000/v1",
+    )
+    _demand(
+        judge.url is None or bool(judge.model),
+        "quality.judge.url is set and quality.judge.model is not; name the model as the endpoint knows it",
+    )
     optional = {
         "training.tokens": experiment.training.tokens,
         "embedding.dimensions": experiment.embedding.dimensions,

@@ -14,16 +14,20 @@ from sbp_jax.artifacts import Artifact
 from sbp_jax.config import BASE_ARM, Arm, Experiment
 from sbp_jax.embedding import models
 from sbp_jax.errors import SbpError
+from sbp_jax.quality import questions
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
+    ask,
     embed,
     filter,
     group,
     ingest,
+    judge,
     neighbors,
     pack,
     pack_pairs,
     pairs,
+    quality,
     report,
     score,
     screen,
@@ -36,6 +40,7 @@ from sbp_jax.stages import (
     tune,
     window,
 )
+from sbp_jax.tasks import harness, local
 from sbp_jax.text import contamination, documents
 
 
@@ -93,7 +98,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             raise SbpError(f"two stage instances would be named {name}; give an arm or a text set another name")
         nodes[name] = Node(
             *(name, stage.__name__.rpartition(".")[2], stage.VERSION, stage.run, inputs, config, files),
-            all_hosts=stage in (train, tune, score, embed, neighbors, synthesize),
+            all_hosts=stage in (train, tune, score, ask, embed, neighbors, synthesize),
             watched=watched,
             aside=aside,
         )
@@ -267,6 +272,26 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             inputs |= {"synthetic": kept, "synthetic_tokens": tokenized}
             config = {"stream": "megadoc", "context": context, "settings": settings}
             add(f"rows-megadoc{ending}", pack, inputs, config)
+        add_quality(synthesized, kept, kind, start)
+
+    def add_quality(synthesized: str, kept: str, kind: str, start: str | None) -> str:
+        """Synthetic documents beside real ones, and what a judge says of them, where there is one."""
+        ending = suffix(kind, start)
+        about = {"pairs": kind, "base": start, "suffix": ending}
+        inputs = {"synthesized": synthesized, "synthetic": kept, "documents": real, "splits": splits, "pairs": related}
+        asked = experiment.quality.judge
+        verdicts = {}
+        if asked.url is not None:
+            config = {"judge": asked, "prompts": questions.hashes()}
+            verdicts = {"judge": add(f"judge{ending}", judge, inputs, config)}
+        inputs |= {"embeddings": embeddings, "tokenizer": tokenizer}
+        config = {"measured": experiment.quality.documents, "about": about, "embedding": experiment.embedding}
+        config |= {"settings": settings, "evaluations": evaluations}
+        if experiment.embedding.model == models.SELF and experiment.embedding.vectors is None:
+            inputs["base"] = base
+            config["model"] = experiment.model
+        files = partial(models.files, experiment.embedding)
+        return add(f"quality{ending}", quality, inputs | verdicts, config, lambda: [*files(), *evaluations.files()])
 
     add_groups("related")
     synthesizer = add_synthesizer("related", None)
@@ -287,6 +312,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             add_arm(entry)
 
     # Scores and the report.
+    evaluation = experiment.evaluation
     inputs = {"documents": real, "splits": splits, "neighbors": near, "screened": screened, "pairs": related}
     inputs["synthesizer"] = synthesizer
     if ("related", None) in shares:
@@ -300,6 +326,11 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             for role, rows in watched.items():
                 name = f"score-{role.removeprefix('text/')}-{arm.name}-{seed}"
                 inputs[f"{role}/{arm.name}/{seed}"] = add(name, score, {"trained": trained, "rows": rows}, config)
+            for task in experiment.evaluation.tasks:
+                asked = local.Asked(task, evaluation.fewshot, evaluation.limit, evaluation.data)
+                config = {"model": experiment.model, "asked": asked, "harness": harness.version()}
+                name = f"task-{local.plain(task)}-{arm.name}-{seed}"
+                add(name, ask, {"trained": trained}, config, partial(local.files, asked))
     add("report", report, inputs, {"experiment": experiment, "source": to_source(experiment)})
     return nodes
 

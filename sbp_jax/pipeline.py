@@ -145,7 +145,8 @@ class Pipeline:
         wanted = (until or only or "").replace("_", "-")
         if not wanted:
             return names
-        chosen = [name for name in names if wanted in (name, self.nodes[name].stage.replace("_", "-"))]
+        exact = until or only  # a name may have underscores of its own, such as a task's
+        chosen = [name for name in names if name == exact or self.nodes[name].stage.replace("_", "-") == wanted]
         if not chosen:
             stages = sorted({node.stage.replace("_", "-") for node in self.nodes.values()})
             raise SbpError(
@@ -239,6 +240,7 @@ def _summary(artifact: Artifact) -> str:
         "steps",
         "best_validation",
         "nats_per_token",
+        "items",
     )
     counts = [f"{_number(artifact.stats[name])} {name}" for name in telling if artifact.stats.get(name)]
     return ", ".join(counts) or (f"{artifact.rows:,} rows" if artifact.rows else "written")

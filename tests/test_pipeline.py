@@ -21,7 +21,7 @@ REAL_ROWS = {"rows-capped", "rows-oracle", "rows-validation", "rows-test"}
 ARMS = {"train-repetition-0", "train-sbp-0", "train-oracle-0"}
 SCORES = {"score-repetition-0", "score-sbp-0", "score-oracle-0"}
 SBP_ARM = {"train-sbp-0", "score-sbp-0", "report"}
-SYNTHETIC = {"synthetic", "tokens-synthetic", "rows-synthetic"} | SBP_ARM
+SYNTHETIC = {"quality", "synthetic", "tokens-synthetic", "rows-synthetic"} | SBP_ARM
 SYNTHESIZED = {"synthesized"} | SYNTHETIC
 SYNTHESIZER = {"synthesizer"} | SYNTHESIZED
 PAIRS = {"pairs", "groups", "rows-pairs-train", "rows-pairs-validation"} | SYNTHESIZER
@@ -96,7 +96,7 @@ def test_the_control_of_self_samples_asks_the_base_model_and_reads_no_pairs(expe
     assert (conditional.config["conditioning"], conditional.config["context"]) == (3, experiment.tuning.context)
     assert nodes["train-self_samples-0"].inputs["synthetic"] == "rows-synthetic-self"
     assert {name for name in nodes if name.endswith("-self")} == {
-        f"{name}-self" for name in ("synthesized", "synthetic", "tokens-synthetic", "rows-synthetic")
+        f"{name}-self" for name in ("synthesized", "synthetic", "tokens-synthetic", "rows-synthetic", "quality")
     }
     with pytest.raises(SbpError, match="arms.other.pairs is self; it may be related, random or none"):
         check(replace(experiment, arms=(*experiment.arms, Arm("other", pairs="self"))))

@@ -140,6 +140,7 @@ class Engine:
         self._caches = self._programs.make_caches()
         self._slots: Slots = jax.device_put(idle_slots(slots), self._programs.everywhere)
         self._table = self._new_table()
+        self._halted: list[int] = []  # slots whose requests have enough, which the device does not know yet
         self._read_blocks([])  # compiles both, and finds out whether there is memory for them
         jax.block_until_ready(self._call([], []))
 
@@ -168,7 +169,8 @@ class Engine:
                 outputs = None
                 if busy:
                     self._fill(taken)
-                    outputs = (self._call(taken, given_up), dict(busy))
+                    outputs = (self._call(taken, given_up + self._halted), dict(busy))
+                    self._halted = []
                     ready.extend(map(self._checked, islice(pending, max(0, self.slots - len(ready)))))
                 if not self._ahead:
                     called = outputs
@@ -183,7 +185,8 @@ class Engine:
                     return
         finally:
             self.work.seconds += time.monotonic() - began
-            if busy:  # given up half-way: what stands in the slots is not to be gone on with
+            if busy or self._halted:  # given up half-way: what stands in the slots is not to be gone on with
+                self._halted = []
                 self._slots = jax.device_put(idle_slots(self.slots), self._programs.everywhere)
                 self._table = self._new_table()
 
@@ -289,10 +292,13 @@ class Engine:
                 )
             entry.pieces.append(np.array(found.tokens[slot, :count]))
             self.work.generated += count
-            if found.finish[slot] != RUNNING:
+            running = found.finish[slot] == RUNNING
+            if not running or (request.stop is not None and request.stop(np.concatenate(entry.pieces))):
                 entry.done = True
                 tokens = np.concatenate(entry.pieces)
-                finish = FINISH[int(found.finish[slot])]
+                finish = "stop" if running else FINISH[int(found.finish[slot])]
+                if running:
+                    self._halted.append(slot)
                 yield (
                     slot,
                     Completion(request, tokens[: len(tokens) - (finish == "end")], finish, float(found.logprobs[slot])),

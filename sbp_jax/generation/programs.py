@@ -93,7 +93,7 @@ def programs(
     page_count = max(each, math.ceil(wanted / page))
     pieces = max(1, (CPU_PROMPT_TOKENS if platform == "cpu" else PROMPT_TOKENS) // PIECE)
     valid_V = np.arange(vocabulary) < tokens
-    valid_V[separator] = False
+    valid_V[separator : separator + 1] = False  # none, where it lies past the table
     attend = decode_kernel.triton if decode_kernel.runs(config, platform) else cached_attention.xla
     settle = incremental.settle_by_page if platform == "tpu" else incremental.settle
     choices = (decode_steps, end_of_document, valid_V, seed, circles, attend, settle)

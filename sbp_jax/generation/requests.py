@@ -1,5 +1,6 @@
 """What an engine is asked for, and what it answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ class Request:
       prompt: int32 [n], at least one token.
       limit: most tokens to generate, the closing end_of_document included.
       sampling: how tokens are chosen.
+      stop: says of the tokens so far whether they are enough; asked between two calls, so that some more are written.
     """
 
     number: int
@@ -40,6 +42,7 @@ class Request:
     prompt: np.ndarray
     limit: int
     sampling: Sampling = Sampling()
+    stop: Callable[[np.ndarray], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Completion:
     Attributes:
       request: what was asked.
       tokens: int32 [n], without the closing end_of_document.
-      finish: "end" at end_of_document, "length" at the request's limit, "loop" when the text went round in a circle.
+      finish: "end" at end_of_document, "length" at the request's limit, "loop" when the text went round in a circle,
+        "stop" when the request found it enough.
       logprob: natural log probability of all that was generated, the closing token included, at temperature 1 and
         without truncation.
     """

@@ -13,7 +13,14 @@ from sbp_jax.text.tokenizer import TextTokenizer
 
 
 def start(
-    folder: Any, decoder: Model, tokenizer: TextTokenizer, seed: int, context: int, execution: Execution, slots: int
+    folder: Any,
+    decoder: Model,
+    tokenizer: TextTokenizer,
+    seed: int,
+    context: int,
+    execution: Execution,
+    slots: int,
+    circles: bool = True,
 ) -> Sequence[replicas.Generator]:
     """An engine for each copy of the model that the devices of this host hold; of vLLM one, which takes its own."""
     if execution.engine == "vllm":
@@ -38,6 +45,7 @@ def start(
                 seed=seed,
                 cache_tokens=execution.cache_tokens and execution.cache_tokens // sharing,
                 name=str(folder),
+                circles=circles,
             )
         )
     return engines

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sbp_jax.scoring.draws import FEWEST, Draws, Estimate, resampled
+from sbp_jax.scoring.draws import FEWEST, Draws, Estimate, binned, bins_of, resampled
 
 __all__ = ["FEWEST", "Estimate", "ratio"]
 
@@ -18,6 +18,7 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) 
       owners: int, whom each document belongs to.
     """
     _, places = np.unique(owners, return_inverse=True)
-    sums_G1 = np.bincount(places, numerators)[:, None]
-    (value,), draws_B1 = resampled(sums_G1, np.bincount(places, denominators))
+    bins = bins_of(int(places.max(initial=-1)) + 1)
+    sums_G, weights_G = (binned(np.bincount(places, values), bins) for values in (numerators, denominators))
+    (value,), draws_B1 = resampled(sums_G[:, None], weights_G)
     return Draws(float(value), None if draws_B1 is None else draws_B1[:, 0]).estimate

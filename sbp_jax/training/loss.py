@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sbp_jax.model.cached_attention import MASKED
 from sbp_jax.parallel.sharding import cut_along, in_shards
@@ -28,7 +28,14 @@ CHUNK_TOKENS = 512  # targets of a device whose logits exist at the same time
 def target_nats(
     hidden_BTD: Float[Array, "B T D"], table_VD: Float[Array, "V D"], targets_BT: Int[Array, "B T"], vocabulary: int
 ) -> Float[Array, "B T"]:
-    """Negative log-likelihood of each target in nats, in float32.
+    """Negative log-likelihood of each target in nats, in float32; arguments as of `target_scores`."""
+    return target_scores(hidden_BTD, table_VD, targets_BT, vocabulary)[0]
+
+
+def target_scores(
+    hidden_BTD: Float[Array, "B T D"], table_VD: Float[Array, "V D"], targets_BT: Int[Array, "B T"], vocabulary: int
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """Negative log-likelihood of each target in nats, in float32, and whether no token is more probable.
 
     Args:
       hidden_BTD: final hidden states, normalised.
@@ -38,19 +45,21 @@ def target_nats(
     """
     shards = _shards(hidden_BTD, table_VD, vocabulary)
 
-    def local(hidden_bTD: Array, table_ud: Array, targets_bT: Array) -> tuple[Array]:
+    def local(hidden_bTD: Array, table_ud: Array, targets_bT: Array) -> tuple[Array, Array]:
         table_UD = shards.gather(table_ud)
 
-        def chunk(inputs: tuple[Array, Array]) -> Array:
-            logits_CU, _, _, normalizer_C = shards.softmax(inputs[0], table_UD)
-            return normalizer_C - shards.at(logits_CU, inputs[1])
+        def chunk(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+            logits_CU, exponentials_CU, _, normalizer_C = shards.softmax(inputs[0], table_UD)
+            best_C = shards.at(exponentials_CU, inputs[1]) == 1.0  # the greatest logit is subtracted from all
+            return normalizer_C - shards.at(logits_CU, inputs[1]), best_C
 
-        nats_NC = jax.lax.map(chunk, (_to_chunks(hidden_bTD), _to_chunks(targets_bT)))
-        return (nats_NC.reshape(targets_bT.shape),)
+        nats_NC, best_NC = jax.lax.map(chunk, (_to_chunks(hidden_bTD), _to_chunks(targets_bT)))
+        return nats_NC.reshape(targets_bT.shape), best_NC.reshape(targets_bT.shape)
 
-    rows = shards.rows[:2]
-    sharded = in_shards(local, (shards.rows, shards.table, rows), (rows,), (targets_BT.shape,))
-    return sharded(hidden_BTD, table_VD, targets_BT)[0]
+    rows, shape = shards.rows[:2], targets_BT.shape
+    sharded = in_shards(local, (shards.rows, shards.table, rows), (rows, rows), (shape, shape))
+    nats_BT, best_BT = sharded(hidden_BTD, table_VD, targets_BT)
+    return nats_BT, best_BT
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
