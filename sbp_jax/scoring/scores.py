@@ -5,10 +5,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from sbp_jax.scoring.draws import Draws, binned, bins_of, over_seeds, resampled
+from sbp_jax.scoring.draws import Draws, binned, bins_of, mean, over_seeds, resampled
 
 Run = TypeVar("Run")
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray]  # ordinals, sums such as nats, and weights such as targets
+Function = Callable[[np.ndarray], np.ndarray]
 
 
 class Scores:
@@ -20,12 +21,19 @@ class Scores:
       seeds: of each arm.
     """
 
-    def __init__(self, scored: Mapping[str, Mapping[int, Run]], read: Callable[[Run], Columns], stream: str = ""):
+    def __init__(
+        self,
+        scored: Mapping[str, Mapping[int, Run]],
+        read: Callable[[Run], Columns],
+        stream: str = "",
+        function: Function = lambda values: values,
+    ):
         """Reads one run after another; memory holds what `BINS` documents take for each, and one run.
 
         Args:
           scored: by arm and seed, what `read` makes into the documents' ordinals, sums and weights.
           stream: names the documents; draws of other ones are independent of these.
+          function: of the ratio of the sums, such as that which makes it a perplexity.
 
         Raises:
           ValueError: two runs were scored on different documents, which is a fault of the program.
@@ -45,8 +53,9 @@ class Scores:
             sums.append(binned(values[order], bins))
         assert known is not None
         self.documents, self.targets = len(known[0]), float(known[1].sum())
-        values_C, self._draws = resampled(np.stack(sums, axis=1), binned(known[1], bins), stream)
-        self._values = dict(zip(self._columns, values_C.tolist(), strict=True))
+        values_C, draws_BC = resampled(np.stack(sums, axis=1), binned(known[1], bins), stream)
+        self._values = dict(zip(self._columns, function(values_C).tolist(), strict=True))
+        self._draws = None if draws_BC is None else function(draws_BC)
 
     def common(self, *arms: str) -> tuple[int, ...]:
         """The seeds that all of these arms have."""
@@ -67,3 +76,19 @@ class Scores:
         """Arm minus another arm, over the seeds that both have; None where they have none in common."""
         seeds = self.common(arm, against)
         return self.of(arm, seeds) - self.of(against, seeds) if seeds else None
+
+
+class Average(Scores):
+    """The mean of several scores of the same arms, such as accuracies: documents drawn apart, seeds drawn together."""
+
+    def __init__(self, parts: Sequence[Scores]):
+        """Args: the scores, all of the same arms and seeds."""
+        self._parts = parts
+        self.seeds = parts[0].seeds
+        self.documents, self.targets = sum(part.documents for part in parts), sum(part.targets for part in parts)
+
+    def by_seed(self, arm: str) -> list[float]:
+        return np.mean([part.by_seed(arm) for part in self._parts], axis=0).tolist()
+
+    def of(self, arm: str, seeds: Sequence[int] | None = None) -> Draws:
+        return mean([part.of(arm, seeds) for part in self._parts])
