@@ -319,7 +319,7 @@ def graph(experiment: Experiment) -> dict[str, Node]:
     # Scores and the report.
     evaluation = experiment.evaluation
     inputs = {"documents": real, "splits": splits, "neighbors": near, "screened": screened, "pairs": related}
-    inputs["synthesizer"] = synthesizer
+    inputs |= {"synthesizer": synthesizer, "tokenizer": tokenizer}
     if ("related", None) in shares:
         inputs |= {"synthesized": "synthesized", "synthetic": "synthetic"}
     for entry in trained_arms(experiment):
@@ -334,9 +334,18 @@ def graph(experiment: Experiment) -> dict[str, Node]:
             for task in experiment.evaluation.tasks:
                 asked = local.Asked(task, evaluation.fewshot, evaluation.limit, evaluation.data)
                 config = {"model": experiment.model, "asked": asked, "harness": harness.version()}
-                name = f"task-{local.plain(task)}-{arm.name}-{seed}"
-                add(name, ask, {"trained": trained}, config, partial(local.files, asked))
-    add("report", report, inputs, {"experiment": experiment, "source": to_source(experiment)})
+                name, role = (f"task{mark}{local.plain(task)}{mark}{arm.name}{mark}{seed}" for mark in "-/")
+                inputs[role] = add(name, ask, {"trained": trained}, config, partial(local.files, asked))
+    for origin in shares:
+        inputs[f"quality/{suffix(*origin)}"] = f"quality{suffix(*origin)}"
+    charged = tuple(
+        (entry.arm.name, charges.entries(nodes, train_name(entry.arm.name, entry.seeds[0])))
+        for entry in trained_arms(experiment)
+    )
+    for _, entries in charged:
+        inputs |= charges.roles(entries)
+    config = {"experiment": experiment, "source": to_source(experiment), "charges": charged}
+    add("report", report, inputs, config)
     return nodes
 
 

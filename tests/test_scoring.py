@@ -1,4 +1,4 @@
-"""Scores: held-out loss against what arithmetic says, and the gap closed."""
+"""Scores: held-out loss against what arithmetic says."""
 
 import math
 
@@ -16,8 +16,6 @@ from sbp_jax.data.screened import save
 from sbp_jax.data.windows import pack_windows, windows
 from sbp_jax.model import huggingface
 from sbp_jax.model.decoder import Decoder
-from sbp_jax.scoring.gap import gap_closed
-from sbp_jax.scoring.ratio import FEWEST, ratio
 from sbp_jax.stages import score
 
 MODEL = Model(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
@@ -70,48 +68,3 @@ def test_documents_add_up_to_the_total(tmp_path):
     total = sum(row["nats"] for row in rows)
     assert total / artifact.stats["targets"] == pytest.approx(artifact.stats["nats_per_token"])
     assert artifact.stats["nats_per_token"] > math.log(VOCABULARY) + 0.1, "a confident model without a clue is worse"
-
-
-def documents(loss: float, noise: float = 0.0, seed: int = 0) -> np.ndarray:
-    return 100 * (loss + noise * np.random.default_rng(seed).normal(size=200))
-
-
-TARGETS = np.full(200, 100.0)
-
-
-def test_the_gap_closed_is_the_way_from_repetition_to_the_oracle():
-    gap = gap_closed(documents(3.4, 0.1), documents(3.5, 0.1), documents(3.0, 0.1), TARGETS)
-    assert gap.closed == pytest.approx(0.2) and gap.low <= 0.2 <= gap.high
-    assert gap.oracle_gain[0] == pytest.approx(0.5)
-    worse = gap_closed(documents(3.6, 0.1), documents(3.5, 0.1), documents(3.0, 0.1), TARGETS)
-    assert worse.closed == pytest.approx(-0.2) and worse.high < 0
-
-
-def test_the_gap_is_undefined_where_the_oracle_is_not_surely_better():
-    for oracle in (documents(3.5, 0.3, seed=1), documents(3.6, 0.3)):
-        gap = gap_closed(documents(3.4, 0.3), documents(3.5, 0.3), oracle, TARGETS)
-        assert gap.closed is gap.low is gap.high is None
-
-
-def test_long_documents_count_by_their_tokens():
-    """The mean of documents' means would give a short document the weight of a long one."""
-    targets = np.array([1000.0, 10.0] * 100)
-    repetition, oracle = np.tile([3500.0, 30.0], 100), np.tile([3000.0, 60.0], 100)
-    gap = gap_closed(oracle, repetition, oracle, targets)
-    assert gap.oracle_gain[0] == pytest.approx((500 - 30) / 1010) and gap.closed == pytest.approx(1.0)
-
-
-def test_a_ratio_of_sums_has_the_interval_of_its_owners():
-    """Guards documents of one owner that count as evidence of their own, and means of ratios."""
-    random = np.random.default_rng(1)
-    sizes = random.uniform(5, 50, 80)
-    nats = sizes * random.normal(2.0, 0.5, 80)
-    found = ratio(nats, sizes, np.arange(80))
-    assert found.value == pytest.approx(nats.sum() / sizes.sum()) and found.low < found.value < found.high
-    # The standard error of a ratio of sums, by the delta method.
-    error = math.sqrt(np.sum((nats - found.value * sizes) ** 2)) / sizes.sum()
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
-    copied = ratio(np.tile(nats, 9), np.tile(sizes, 9), np.tile(np.arange(80), 9))
-    assert (copied.value, copied.low, copied.high) == pytest.approx((found.value, found.low, found.high))
-    few = np.arange(80) % (FEWEST - 1)
-    assert ratio(nats, sizes, few).value == found.value and ratio(nats, sizes, few).low is None

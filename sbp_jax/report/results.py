@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sbp_jax.accounting.charges import Entry
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.config import Experiment
 from sbp_jax.model.huggingface import CONFIG
@@ -16,6 +17,7 @@ from sbp_jax.training.export import FINAL, LEDGER
 from sbp_jax.training.loop import METRICS
 from sbp_jax.training.metrics import read_metrics
 
+Runs = Mapping[str, Mapping[int, Artifact]]  # by arm and seed
 SAMPLE, SAMPLED_SHARDS = 512, 8  # real documents that synthetic ones are compared with, and shards read for them
 
 
@@ -26,6 +28,10 @@ class Results:
     Attributes:
       trained, scored: by name of the arm, then by seed; those of the sweep are there too.
       synthesized, synthetic: None where no arm reads synthetic text.
+      texts: scores on the text sets, by set, arm and seed.
+      tasks: answers, by task, arm and seed.
+      quality: of synthetic documents, by the suffix of their instances.
+      charges: what the first run of each arm is charged for, and `charged` the artifacts of that, by their roles.
     """
 
     experiment: Experiment
@@ -37,8 +43,14 @@ class Results:
     synthesizer: Artifact
     synthesized: Artifact | None
     synthetic: Artifact | None
-    trained: Mapping[str, Mapping[int, Artifact]]
-    scored: Mapping[str, Mapping[int, Artifact]]
+    trained: Runs
+    scored: Runs
+    texts: Mapping[str, Runs] = field(default_factory=dict)
+    tasks: Mapping[str, Runs] = field(default_factory=dict)
+    quality: Mapping[str, Artifact] = field(default_factory=dict)
+    charges: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
+    charged: Mapping[str, Artifact] = field(default_factory=dict)
+    tokenizer: Artifact | None = None
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,47 @@
-"""The gap closed: how far an arm goes from repetition towards the oracle, with an interval over documents."""
+"""The gap closed: how far an arm goes from repetition towards the oracle (SBP, section 4)."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
-RESAMPLES = 2000
-LEVEL = 0.95
+from sbp_jax.scoring.draws import LEVEL, Draws, Estimate
 
 
 @dataclass(frozen=True)
 class Gap:
-    """(arm - repetition) / (oracle - repetition) of held-out losses.
+    """The arm's gain over repetition as a fraction of the oracle's.
 
     Attributes:
-      closed: the fraction; None ("undefined") where the interval of the oracle's gain contains zero.
-      low, high: bounds of the paired bootstrap interval of `closed`, None with it.
-      oracle_gain: repetition minus oracle, nats per token, with its bounds.
+      closed: the fraction with its interval; None where it is undefined.
+      reason: why it is undefined: "worse" (the oracle surely is), "unclear" (the interval of its gain holds zero), or
+        "few" (documents).
     """
 
-    closed: float | None
-    low: float | None
-    high: float | None
-    oracle_gain: tuple[float, float, float]
+    closed: Estimate | None
+    reason: str | None = None
 
 
-def gap_closed(
-    arm: Float[np.ndarray, "documents"],
-    repetition: Float[np.ndarray, "documents"],
-    oracle: Float[np.ndarray, "documents"],
-    targets: Float[np.ndarray, "documents"],
-) -> Gap:
-    """The gap closed on the same documents, resampled together (paired bootstrap, 95%).
+def gap_closed(gain: Draws, oracle: Draws) -> Gap:
+    """gain / oracle, where the interval of the oracle's gain lies above zero; undefined elsewhere.
+
+    The interval is Fieller's (1954), by resampling: the fractions f for which zero lies in the central part of the
+    draws of gain - f oracle. It is bounded exactly where the gap is defined, which a ratio's own quantiles are not.
 
     Args:
-      arm, repetition, oracle: nats of each document under each arm.
-      targets: tokens of each document.
+      gain: what the arm gains over repetition, positive where it is better.
+      oracle: what the oracle gains, resampled together with it.
     """
-    random = np.random.default_rng(0)
-    sums = np.empty((RESAMPLES, 3))  # of the oracle's gain, the arm's gain and the tokens of the documents drawn
-    columns = np.stack([repetition - oracle, repetition - arm, targets], axis=1)
-    for index in range(RESAMPLES):
-        sums[index] = columns[random.integers(0, len(targets), len(targets))].sum(axis=0)
-    low, high = _interval(sums[:, 0] / sums[:, 2])
-    gain = (float((repetition - oracle).sum() / targets.sum()), low, high)
-    if low <= 0.0:
-        return Gap(None, None, None, gain)
-    closed = sums[:, 1] / sums[:, 0]
-    value = float((repetition - arm).sum() / (repetition - oracle).sum())
-    return Gap(value, *_interval(closed), gain)
-
-
-def _interval(samples: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    bounds = oracle.estimate
+    if oracle.draws is None or gain.draws is None or bounds.low is None or bounds.high is None:
+        return Gap(None, "few")
+    if bounds.low <= 0.0:
+        return Gap(None, "worse" if bounds.high < 0.0 else "unclear")
+    fractions_B = gain.draws / oracle.draws
+    order = np.argsort(fractions_B, kind="stable")
+    # The share of the draws in which gain - f oracle is not above zero, for f at each of the fractions in order.
+    signs_B = np.sign(oracle.draws[order])
+    below_B = (np.count_nonzero(signs_B < 0) + np.cumsum(signs_B)) / len(signs_B)
+    first = int(np.argmax(below_B >= (1 - LEVEL) / 2))
+    last = len(below_B) - 1 - int(np.argmax(below_B[::-1] <= (1 + LEVEL) / 2))
+    low, high = fractions_B[order[first]], fractions_B[order[min(last + 1, len(order) - 1)]]
+    return Gap(Estimate(gain.value / oracle.value, float(low), float(high)))

@@ -1,22 +1,10 @@
 """A ratio of sums over documents, such as bits a token or tokens a document, with an interval."""
 
-from dataclasses import dataclass
-from functools import lru_cache
-
 import numpy as np
 
-from sbp_jax.scoring.gap import LEVEL, RESAMPLES
+from sbp_jax.scoring.draws import FEWEST, Draws, Estimate, binned, bins_of, resampled
 
-FEWEST = 5  # owners below which drawing from them says too little about others
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A ratio with the bounds of its bootstrap interval (95%), None where there are too few owners for one."""
-
-    value: float
-    low: float | None
-    high: float | None
+__all__ = ["FEWEST", "Estimate", "ratio"]
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) -> Estimate:
@@ -29,18 +17,8 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) 
       numerators, denominators: one each for every document; denominators are above 0.
       owners: int, whom each document belongs to.
     """
-    value = float(numerators.sum() / denominators.sum())
-    names, places = np.unique(owners, return_inverse=True)
-    if len(names) < FEWEST:
-        return Estimate(value, None, None)
-    sums = np.stack([np.bincount(places, numerators), np.bincount(places, denominators)], axis=1)
-    drawn = _draws(len(names)) @ sums
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
-
-
-@lru_cache(maxsize=2)  # many measures of the same documents are resampled one after another
-def _draws(owners: int) -> np.ndarray:
-    """How often each owner is in each resample, float64 [RESAMPLES, owners]."""
-    draws = np.random.default_rng(0).multinomial(owners, np.full(owners, 1 / owners), RESAMPLES)
-    return draws.astype(np.float64)
+    _, places = np.unique(owners, return_inverse=True)
+    bins = bins_of(int(places.max(initial=-1)) + 1)
+    sums_G, weights_G = (binned(np.bincount(places, values), bins) for values in (numerators, denominators))
+    (value,), draws_B1 = resampled(sums_G[:, None], weights_G)
+    return Draws(float(value), None if draws_B1 is None else draws_B1[:, 0]).estimate

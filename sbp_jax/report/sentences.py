@@ -1,0 +1,59 @@
+"""What was found, in sentences."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sbp_jax.config import BASE_ARM, ORACLE_ARM
+from sbp_jax.report.losses import TEST
+
+BUDGETS = {"tokens": "at equal training tokens", "flops": "at equal operations"}
+
+
+def answers(summary: dict[str, Any]) -> list[str]:
+    """The gap closed by each arm on the test documents, under each budget, then what the gap is."""
+    gain, counts = summary["oracle_gain"], summary["counts"]
+    value = f"{gain['nats_per_token']:.4f} nats per token{_interval(gain, '.4f')}"
+    lines = [*_gaps(summary)]
+    lines.append(f"The {ORACLE_ARM}'s gain over {BASE_ARM}, on {counts['test_documents']:,} test documents: {value}.")
+    seeds = len(summary["seeds"])
+    luck = f"documents and over the luck of {seeds} seeds"
+    if seeds == 1:
+        luck = "documents; with one seed for each arm, the luck of training is not in them"
+    return [*lines, f"Intervals are of 95%, over the choice of {luck}."]
+
+
+def _gaps(summary: dict[str, Any]) -> Iterator[str]:
+    told = set()
+    for gap in summary["gaps"]:
+        if gap["set"] != TEST:
+            continue
+        if gap["closed"] is not None:
+            yield _closed(gap)
+        elif (gap["budget"], gap["reason"]) not in told:  # one sentence for all arms that it holds for
+            told.add((gap["budget"], gap["reason"]))
+            yield f"{BUDGETS[gap['budget']].capitalize()} the gap closed is undefined, because {gap['reason']}."
+
+
+def _closed(gap: dict[str, Any]) -> str:
+    arm, against, oracle, budget = gap["arm"], gap["against"], gap["oracle"], BUDGETS[gap["budget"]]
+    interval = _interval(gap, ".0%")
+    if gap["low"] > 0:
+        return f"The {arm} arm closed {gap['closed']:.0%} of the gap between {against} and {oracle} {budget}{interval}."
+    verdict = "is worse than" if gap["high"] < 0 else "cannot be told from"
+    return f"The {arm} arm {verdict} {against} {budget}: gap closed {gap['closed']:.0%}{interval}."
+
+
+def _interval(value: dict[str, Any], form: str) -> str:
+    if value["low"] is None:
+        return ""
+    return f" (95% interval {format(value['low'], form)} to {format(value['high'], form)})"
+
+
+def spent(summary: dict[str, Any]) -> str | None:
+    """What the arms with synthetic text took, in terms of repetition; None where operations were not counted."""
+    totals = {row["arm"]: row["flops"]["total"] for row in summary["compute"]}
+    shown = [row["arm"] for row in summary["arms"] if row["sweep"] is None and row["synthetic_share_asked"]]
+    if BASE_ARM not in totals or not shown:
+        return None
+    times = ", ".join(f"{arm} {totals[arm] / totals[BASE_ARM]:.2f} times" for arm in shown)
+    return f"Operations in all, those of making the text included, as many as {BASE_ARM}'s: {times}."
