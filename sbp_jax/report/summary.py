@@ -56,7 +56,38 @@ def summarize(results: Results) -> dict[str, Any]:
         "synthesizer": _synthesizer(results.synthesizer),
         "examples": [] if results.synthetic is None else synthetic_examples(results.synthetic, results.documents),
     }
-    return summary | {"warnings": _warnings(summary)}
+    return _stand_in(summary | {"warnings": _warnings(summary)}, results, losses)
+
+
+def _stand_in(summary: dict[str, Any], results: Results, losses: dict[str, DocumentLosses]) -> dict[str, Any]:
+    experiment, base = results.experiment, losses[BASE_ARM]
+    for row, arm in zip(summary["arms"], experiment.arms, strict=True):
+        decay = experiment.training.weight_decay if arm.weight_decay is None else arm.weight_decay
+        row |= {"pairs": arm.pairs, "base": arm.base, "order": arm.order, "layout": arm.layout, "weight_decay": decay}
+        row |= {"sweep": None, "flops_of": arm.flops_of, "low": None, "high": None}
+        row |= {"perplexity": math.exp(row["nats_per_token"])}
+    comparisons = []
+    for arm in experiment.arms:
+        if arm.name != BASE_ARM:
+            own = losses[arm.name]
+            found = gap_closed(own.nats, base.nats, own.nats, base.targets).oracle_gain
+            comparisons.append({"arm": arm.name, "against": BASE_ARM, "set": "test", "over": "documents"})
+            comparisons[-1] |= {"difference": -found[0], "low": -found[2], "high": -found[1]}
+    for gap in summary["gaps"]:
+        gap |= {"set": "test", "budget": "tokens", "against": BASE_ARM, "oracle": ORACLE_ARM, "reason": None}
+        if gap["closed"] is None:
+            gap["reason"] = "the oracle cannot be told from repetition"
+    counts = summary["counts"]
+    return summary | {
+        "seeds": list(experiment.seeds),
+        "test": {"documents": counts["test_documents"], "targets": counts["test_targets"], "bytes": None},
+        "comparisons": comparisons,
+        "texts": [],
+        "tasks": [],
+        "compute": [],
+        "sweep": {"shares": [], "repetition": [], "chosen": None},
+        "quality": [],
+    }
 
 
 def text(summary: dict[str, Any]) -> str:
@@ -104,10 +135,10 @@ def answers(summary: dict[str, Any]) -> list[str]:
         lines.append(f"The gap closed is undefined, because the {ORACLE_ARM} arm {reason} on the test documents.")
     for gap in summary["gaps"]:
         if gap["closed"] is not None:
-            lines.append(_closed(**gap))
+            lines.append(_closed(**{name: gap[name] for name in ("arm", "closed", "low", "high")}))
     lines.append(f"The {ORACLE_ARM}'s gain over {BASE_ARM}, on {counts['test_documents']:,} test documents: {value}.")
-    luck = f"losses are means over {summary['seeds']} seeds, whose spread is not in it"
-    if summary["seeds"] == 1:
+    luck = f"losses are means over {len(summary['seeds'])} seeds, whose spread is not in it"
+    if len(summary["seeds"]) == 1:
         luck = "with one seed for each arm, the luck of training is not in it"
     return [*lines, f"The interval is over the choice of test documents; {luck}."]
 
