@@ -1,4 +1,4 @@
-"""The answer of an experiment for the first screen of the page: how much of the gap was closed, and how sure that is."""
+"""The answer of an experiment for the first screen of the page: how much of the gap was closed, how surely."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -86,23 +86,16 @@ def _verdict(gap: dict[str, Any]) -> str:
 
 def differences_chart(summary: dict[str, Any], colors: Mapping[str, int]) -> Markup | None:
     """Loss of every arm minus that of repetition on the test documents, a row each."""
-    found = [
-        entry for entry in summary["comparisons"] if entry["set"] == TEST and entry["against"] == BASE_ARM
-    ]
+    found = [entry for entry in summary["comparisons"] if entry["set"] == TEST and entry["against"] == BASE_ARM]
     shown = [entry for entry in found if entry["arm"] in colors]
     if not shown:
         return None
-    intervals = [
-        Interval(
-            entry["arm"],
-            colors[entry["arm"]],
-            entry["difference"],
-            entry["low"],
-            entry["high"],
-            signed(entry["difference"]),
-        )
-        for entry in shown
-    ]
+    intervals = []
+    for entry in shown:
+        value, low, high = entry["difference"], entry["low"], entry["high"]
+        between = "" if low is None else f"{signed(low)} to {signed(high)}"
+        row = Interval(entry["arm"], colors[entry["arm"]], value, low, high, signed(value), between)
+        intervals.append(row)
     title = f"Loss of each arm minus that of {BASE_ARM}, with 95% intervals"
     return forest.intervals(intervals, title, [(0.0, BASE_ARM)], ("better", "worse"))
 

@@ -12,6 +12,7 @@ from sbp_jax.report.svg import (
     LEFT,
     RIGHT,
     TOP,
+    WIDTH,
     compact,
     dot,
     fixed,
@@ -53,6 +54,7 @@ def line_chart(
     x_low: float = 0.0,
     at: tuple[float, str] | None = None,
     percent: bool = False,
+    y_high: float | None = None,
 ) -> Markup:
     """Lines over one pair of axes.
 
@@ -61,10 +63,12 @@ def line_chart(
       x_low: where the horizontal axis begins.
       at: a place on it and what it says there.
       percent: whether x is a share.
+      y_high: where the vertical axis ends at most; what lies higher is cut off.
     """
     bounds = [bound for entry in series for bound in (entry.low, entry.high) if bound is not None]
     values = np.concatenate([entry.y for entry in series] + bounds + ([np.zeros(1)] if zero else []))
-    y_ticks = ticks(float(values.min()), float(values.max()))
+    highest = float(values.max() if y_high is None else min(values.max(), y_high))
+    y_ticks = ticks(float(values.min()), highest)
     x_high = max(float(entry.x.max()) for entry in series)
     x_high = x_high if x_high > x_low else x_low + 1.0
     across = scale(x_low, x_high, LEFT, RIGHT)
@@ -78,8 +82,11 @@ def line_chart(
     if at:
         parts += mark(across(at[0]), at[1])
     if zero:
-        above = up(0.0) - 5 if up(0.0) > TOP + 20 else up(0.0) + 14
-        parts += [line("zero", LEFT, up(0.0), RIGHT, up(0.0)), text("label", RIGHT, above, zero, "end")]
+        parts.append(line("zero", LEFT, up(0.0), RIGHT, up(0.0)))
+    top = 0 if y_high is None else TOP
+    box = f"{LEFT - 3} {top} {WIDTH - LEFT + 3} {BOTTOM + 3 - top}"
+    x, y, width, height = box.split()
+    parts.append(f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{box}">')  # cuts off what is outside
     for entry in series:
         parts += _band(entry, across, up)
     for entry in series:
@@ -92,6 +99,9 @@ def line_chart(
         parts.append(f'<polyline class="line c{entry.color}" points="{path}">{name}</polyline>')
     for entry in series:
         parts += [dot(f"ring c{entry.color}", across(x), up(y), 4.5, says) for x, y, says in entry.marked]
+    parts.append("</svg>")
+    if zero:
+        parts.append(text("label", RIGHT, up(0.0) - 5 if up(0.0) > TOP + 20 else up(0.0) + 14, zero, "end"))
     return image(parts, title)
 
 

@@ -13,6 +13,7 @@ from sbp_jax.report.charts import Series
 from sbp_jax.report.results import Curve, Results, curve
 from sbp_jax.report.svg import compact
 
+BEGINNING = 0.2  # of a run, whose losses need not be in the picture
 TOKENS, OPERATIONS, LOSS = "training tokens", "operations, all stages", "nats per token"
 
 
@@ -45,25 +46,34 @@ def crossings(x: np.ndarray, difference: np.ndarray) -> Crossings:
     return Crossings(tuple(places), places[-1] if places else float(x[0]))
 
 
-def sentence(arm: str, found: Crossings, unit: str) -> str:
-    """Where an arm is the better one, in words; without a full stop."""
-    times = f", after {len(found.places)} crossings" if len(found.places) > 1 else ""
+def sentences(met: Mapping[str, Crossings], unit: str) -> list[str]:
+    """Where each arm is the better one, in words; arms of which the same is to be said share a sentence."""
+    groups: dict[str, list[str]] = {}
+    for arm, found in met.items():
+        groups.setdefault(_said(found, unit), []).append(arm)
+    told = []
+    for said, arms in groups.items():
+        names = arms[0] if len(arms) == 1 else f"{', '.join(arms[:-1])} and {arms[-1]}"
+        told.append(f"The {names} arm: {said}." if len(arms) == 1 else f"The arms {names}: {said}.")
+    return told
+
+
+def _said(found: Crossings, unit: str) -> str:
     if not found.compared:
-        return f"the {arm} arm has begun to train when {BASE_ARM} has ended"
+        return f"trained only after as many {unit} as {BASE_ARM} took in all"
     if found.below_from is None:
-        if found.places:
-            return f"the {arm} arm ends no lower than {BASE_ARM}, though it was below it on the way"
-        return f"the {arm} arm ends no lower than {BASE_ARM} and never was"
+        return f"in the end no lower than {BASE_ARM}" + (", though below it on the way" if found.places else "")
     if not found.places:
-        return f"the {arm} arm is below {BASE_ARM} at every validation"
-    return f"the {arm} arm stays below {BASE_ARM} from {compact(found.below_from)} {unit} on{times}"
+        return f"below {BASE_ARM} at every validation"
+    times = f", after {len(found.places)} crossings" if len(found.places) > 1 else ""
+    return f"below {BASE_ARM} from {compact(found.below_from)} {unit} on{times}"
 
 
 def arm_charts(results: Results, summary: dict[str, Any], colors: Mapping[str, int]) -> dict[str, Any]:
     """Charts of the arms' losses, and in words where they cross; of several seeds the mean, with a band of all.
 
     Returns:
-      Markup by `validation`, `difference`, `operations` and `training`, those that there is anything to draw of, and
+      Markup by `validation`, `difference`, `operations` and `training`, None where there is nothing to draw, and
       sentences by `crossings` and `crossings_operations`.
     """
     names = [row["arm"] for row in summary["arms"] if row["sweep"] is None]
@@ -71,11 +81,12 @@ def arm_charts(results: Results, summary: dict[str, Any], colors: Mapping[str, i
     spent = {row["arm"]: (row["flops"]["total"] - row["flops"]["training"], row["flops"]) for row in summary["compute"]}
     validation = {name: _validation(name, colors[name], curves[name]) for name in names}
     training = [_training(name, colors[name], curves[name]) for name in names]
-    made: dict[str, Any] = {"training": _chart(training, "Training loss against training tokens, smoothed", TOKENS)}
+    made: dict[str, Any] = {"difference": None, "operations": None, "crossings_operations": []}
+    made["training"] = _chart(training, "Training loss against training tokens, smoothed", TOKENS)
     met = {name: _met(validation[name], validation[BASE_ARM]) for name in names if name != BASE_ARM}
     marked = {name: _ringed(validation[name], met.get(name), "tokens") for name in names}
     made["validation"] = _chart(marked.values(), "Validation loss against training tokens", TOKENS)
-    made["crossings"] = [sentence(name, found, "tokens") for name, found in met.items()]
+    made["crossings"] = sentences(met, "tokens")
     if met:
         title = f"Validation loss minus that of {BASE_ARM}"
         lines = [_minus(validation[name], validation[BASE_ARM]) for name, found in met.items() if found.compared]
@@ -90,7 +101,7 @@ def arm_charts(results: Results, summary: dict[str, Any], colors: Mapping[str, i
         met = {name: _met(paid[name], paid[BASE_ARM]) for name in names if name != BASE_ARM}
         lines = [_ringed(paid[name], met.get(name), "operations") for name in names]
         made["operations"] = _chart(lines, "Validation loss against operations of all stages", OPERATIONS)
-        made["crossings_operations"] = [sentence(name, found, "operations") for name, found in met.items()]
+        made["crossings_operations"] = sentences(met, "operations")
     return made
 
 
@@ -139,4 +150,7 @@ def _ringed(ours: Series, found: Crossings | None, unit: str) -> Series:
 
 
 def _chart(lines: Iterable[Series], title: str, x_label: str) -> Markup:
-    return charts.line_chart(list(lines), title, x_label, LOSS)
+    """Losses, whose steep beginning is cut off so that their ends can be told apart."""
+    lines = list(lines)
+    late = [line.y[line.x >= line.x[0] + BEGINNING * (line.x[-1] - line.x[0])] for line in lines]
+    return charts.line_chart(lines, title, x_label, LOSS, y_high=float(max(part.max() for part in late)))

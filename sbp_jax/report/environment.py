@@ -3,7 +3,6 @@
 import base64
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -45,11 +44,11 @@ def policy(*names: str) -> str:
 
 
 def percent(number: float, decimals: int = 1) -> str:
-    return f"{100 * number:.{decimals}f}%".replace("-", "−")
+    return f"{100 * number:z.{decimals}f}%".replace("-", "−")  # z: no minus before a zero
 
 
 def signed(number: float, decimals: int = 4) -> str:
-    return f"{number:+.{decimals}f}".replace("-", "−")
+    return f"{number:+z.{decimals}f}".replace("-", "−")
 
 
 def value(number: float | None, unit: str = "") -> str:

@@ -7,21 +7,26 @@ from markupsafe import Markup, escape
 
 from sbp_jax.report.svg import WIDTH, dot, fitted, fixed, image, line, scale, text, ticks
 
-NAMES = 112  # width of the column of names
-VALUES = 92  # width of the column of values
-ROW = 26
+NAMES = 94  # width of the column of names
+VALUES = 118  # width of the column of values
+ROW, BAR = 32, 26  # height of a row of intervals, and of bars
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its bounds; None where there is no interval, or, of `value`, nothing to show but the words."""
+    """A value with its bounds, None where there are none.
+
+    Attributes:
+      words, between: the value and its interval, as they stand beside the chart.
+    """
 
     name: str
     color: int
-    value: float | None
+    value: float
     low: float | None
     high: float | None
     words: str
+    between: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,12 @@ def intervals(
     for place, row in enumerate(rows):
         y = top + ROW * (place + 0.5) + 2
         parts.append(text("label", 0, y + 4, fitted(row.name, NAMES), "start"))
-        parts.append(text("value", WIDTH, y + 4, row.words, "end"))
+        parts.append(text("value", WIDTH, y - 1 if row.between else y + 4, row.words, "end"))
+        if row.between:
+            parts.append(text("tick", WIDTH, y + 11, row.between, "end"))
         if row.low is not None and row.high is not None:
             parts.append(line(f"line solid c{row.color}", across(row.low), y, across(row.high), y))
-        if row.value is not None:
-            parts.append(dot(f"dot c{row.color}", across(row.value), y, 4.5, f"{row.name}: {row.words}"))
+        parts.append(dot(f"dot c{row.color}", across(row.value), y, 4.5, f"{row.name}: {row.words} {row.between}"))
     parts += [text("tick", across(value), bottom + 16, fixed(value, values)) for value in values]
     left, right = better
     parts.append(text("tick", across(values[0]), bottom + 32, left, "start"))
@@ -77,14 +83,14 @@ def stacked(rows: Sequence[Stack], title: str, show: Callable[[float], str]) -> 
     across = scale(0.0, most, NAMES + 4, WIDTH - 62)
     parts = []
     for place, row in enumerate(rows):
-        y, reached = 4.0 + ROW * place, 0.0
+        y, reached = 4.0 + BAR * place, 0.0
         parts.append(text("label", 0, y + 14, fitted(row.name, NAMES), "start"))
         for name, color, value in row.parts:
             left, right = across(reached), across(reached + value)
             reached += value
             if value > 0:
-                box = f'x="{left:.2f}" y="{y + 2:.1f}" width="{max(right - left, 0.4):.2f}" height="{ROW - 9}"'
+                box = f'x="{left:.2f}" y="{y + 2:.1f}" width="{max(right - left, 0.4):.2f}" height="{BAR - 9}"'
                 says = escape(f"{row.name}, {name}: {show(value)}")
                 parts.append(f'<rect class="bar c{color}" {box}><title>{says}</title></rect>')
         parts.append(text("value", WIDTH, y + 14, row.words, "end"))
-    return image(parts, title, ROW * len(rows) + 6)
+    return image(parts, title, BAR * len(rows) + 6)

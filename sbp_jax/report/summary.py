@@ -66,7 +66,7 @@ def _stand_in(summary: dict[str, Any], results: Results, losses: dict[str, Docum
         row |= {"pairs": arm.pairs, "base": arm.base, "order": arm.order, "layout": arm.layout, "weight_decay": decay}
         row |= {"sweep": None, "flops_of": arm.flops_of, "low": None, "high": None}
         row |= {"perplexity": math.exp(row["nats_per_token"])}
-    comparisons = []
+    comparisons: list[dict[str, Any]] = []
     for arm in experiment.arms:
         if arm.name != BASE_ARM:
             own = losses[arm.name]

@@ -36,7 +36,7 @@ def compact(value: float) -> str:
 def fixed(value: float, among: Sequence[float]) -> str:
     """A value with the decimals that its neighbours on the axis need."""
     decimals = max(len(f"{tick:.10g}".partition(".")[2]) for tick in among)
-    return f"{value:.{decimals}f}".replace("-", "−")
+    return f"{value:z.{decimals}f}".replace("-", "−")
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -35,13 +35,11 @@ def triples(synthetic: Artifact, pairs: Artifact, documents: Artifact, number: i
     inside = _chosen(shards(documents), SHARDS)
     candidates = _candidates(synthetic, inside)
     seeds = np.unique(candidates["seed"].drop_null().to_numpy())
-    nearest = {row["d1"]: row for row in _nearest(pairs, seeds) if _within(inside, row["d2"]) or len(seeds) <= number}
-    known = pa.array([*nearest], pa.int64())
-    fits = pc.or_kleene(pc.is_null(candidates["seed"]), pc.is_in(candidates["seed"], known))
-    rest = candidates.filter(pc.invert(fits))
-    candidates = candidates.filter(fits)
-    if candidates.num_rows == 0:  # no seed has a true pair there
-        candidates = rest
+    nearest = {row["d1"]: row for row in _nearest(pairs, seeds)}
+    if len(inside) < len(shards(documents)):
+        nearest = {seed: pair for seed, pair in nearest.items() if _within(inside, pair["d2"])}
+        seedless = pc.is_null(candidates["seed"])
+        candidates = candidates.filter(pc.or_(seedless, pc.is_in(candidates["seed"], pa.array([*nearest], pa.int64()))))
     rows = _by_turns(candidates, number)
     found = _texts(synthetic, rows)
     real = sorted({ordinal for row in found for ordinal in (row["seed"], _target(nearest, row)) if ordinal is not None})

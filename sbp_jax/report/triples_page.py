@@ -47,7 +47,11 @@ def _entry(row: dict[str, Any]) -> dict[str, Any]:
         "verdict": row["verdict"],
         "finish": row["finish"],
         "numbers": {name: _rounded(row[name]) for name in NUMBERS if row[name] is not None},
-        "texts": [_flat(seed, [("seed", text)]), _flat(target, [("pair", text)]), _flat(text, [("seed", seed), ("pair", target)])],
+        "texts": [
+            _flat(seed, [("seed", text)]),
+            _flat(target, [("pair", text)]),
+            _flat(text, [("seed", seed), ("pair", target)]),
+        ],
         "lineage": _lineage(row),
     }
 
