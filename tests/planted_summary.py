@@ -1,4 +1,4 @@
-"""A summary of everything that a run can have: nine arms, three seeds, a sweep, text sets, tasks, operations, quality."""
+"""A summary of everything that a run can have: nine arms, seeds, a sweep, text sets, tasks, operations, quality."""
 
 from typing import Any
 

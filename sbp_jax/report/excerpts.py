@@ -40,11 +40,7 @@ def shared(text: str, others: Sequence[tuple[str, str | None]], run: int) -> lis
                 pieces.append((piece, piece_kind))
         end, before = match.end(), kind
     if end < len(text):
-        pieces = (
-            [*pieces[:-1], (pieces[-1][0] + text[end:], "")]
-            if pieces and not pieces[-1][1]
-            else [*pieces, (text[end:], "")]
-        )
+        pieces.append((text[end:], ""))
     return pieces
 
 
