@@ -200,7 +200,7 @@ def _quality(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         told = [entry for entry in own if entry is not None]
         measures = {name: measure for entry in reversed(told) for name, measure in entry["measures"].items()}
         for group in dict.fromkeys(row["group"] for entry in told for row in entry["rows"]):
-            rows = [
+            rows: list[dict[str, Any]] = [
                 {} if entry is None else next((row for row in entry["rows"] if row["group"] == group), {})
                 for entry in own
             ]

@@ -9,7 +9,7 @@ from sbp_jax.report.page import render
 from sbp_jax.report.results import Results
 from sbp_jax.report.summary import summarize
 
-VERSION = 2
+VERSION = 3
 
 
 def run(
