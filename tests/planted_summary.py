@@ -32,8 +32,8 @@ MEASURES = {
     "repetition": {"label": "repeated", "definition": "4-word n-grams that repeat an earlier one.", "unit": "share"},
     "duplicates": {"label": "duplicates", "definition": "Near-copies of another one of them.", "unit": "share"},
     "copied": {"label": "copied", "definition": "13-word shingles found in the corpus.", "unit": "share"},
-    "distinct_2": {"label": "distinct 2-grams", "definition": "Different 2-grams of all.", "unit": "share"},
-    "words": {"label": "words", "definition": "Median number of words.", "unit": ""},
+    "similarity": {"label": "similarity to the seed", "definition": "mean cosine", "unit": ""},
+    "words": {"label": "words", "definition": "mean number of words", "unit": "words"},
 }
 
 
@@ -129,17 +129,40 @@ def operations(row: dict[str, Any]) -> dict[str, Any]:
 
 def quality(pairs: str) -> dict[str, Any]:
     random = np.random.default_rng(len(pairs))
-    rows = [
-        {"group": group, "documents": 200} | {name: float(random.random()) for name in MEASURES} | {"words": 61.0}
-        for group in ("real", "accepted", "rejected")
-    ]
-    rows[0]["copied"] = None
+    groups = ("real", "held_out", "generated", "accepted", "rejected", "random")
+    rows: list[dict[str, Any]] = []
+    for group in groups:
+        row: dict[str, Any] = {"group": group, "documents": 200}
+        for name in MEASURES:
+            value = None if group == "random" and name != "similarity" else float(random.random())
+            row |= {name: value, f"{name}_low": value and value - 0.01, f"{name}_high": value and value + 0.01}
+        rows.append(row)
     edges = np.linspace(0, 2, 21)
     distances = {}
-    for kind, middle in (("synthetic", 0.7), ("true_pair", 0.5), ("random", 1.0)):
+    for kind, middle in (("accepted", 0.7), ("true_pairs", 0.5), ("random", 1.0)):
         values = np.clip(random.normal(middle, 0.15, 500), 0, 2)
         counts = np.histogram(values, edges)[0]
         distances[kind] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(values.mean())}
-    suffix = {"related": "", "random": "-random"}[pairs]
-    kinds = {"measures": MEASURES, "distances": distances, "judged": None}
-    return {"pairs": pairs, "base": None, "suffix": suffix, "rows": rows} | kinds
+    question = {"question": "factual", "measure": "false", "label": "non-factual", "definition": "what is not so"}
+    verdicts = [{"group": group, "documents": 20, "unreadable": 1} | around(0.1, 0.05, "false") for group in groups[:4]]
+    judged = [
+        {k.replace("low", "false_low").replace("high", "false_high"): v for k, v in row.items()} for row in verdicts
+    ]
+    question_rows = question | {
+        "unit": "share",
+        "better": "smaller",
+        "prompt": "Is it so? <b>{text}</b>",
+        "rows": judged,
+    }
+    return {
+        "pairs": pairs,
+        "base": None,
+        "suffix": {"related": "", "random": "-random"}[pairs],
+        "rows": rows,
+        "measures": MEASURES,
+        "distances": distances,
+        "judged": {"model": "a planted judge", "answered_by": ["planted"], "questions": [question_rows]},
+        "collapsed": [{"group": "accepted", "measure": "opening", "value": 0.4, "real": 0.01}],
+        "openings": [{"group": "accepted", "opening": "<i>once upon a time", "documents": 80, "share": 0.4}],
+        "finishes": {"generated": {"end": 0.9, "length": 0.1}},
+    }

@@ -38,14 +38,33 @@ def headline(summary: dict[str, Any]) -> str:
 
 
 def cards(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """The gap that the main arm closed under each budget: `title`, `value`, `interval` or `reason`."""
+    """The gap that the main arm closed under each budget, and its difference to repetition, in words."""
     arm = main_arm(summary)
     found = []
     for budget, title in BUDGETS.items():
         gap = _gap(summary, arm, budget)
         if gap is not None:
-            found.append({"arm": arm, "title": title} | _words(gap))
+            found.append({"arm": arm, "title": title, "what": "Gap closed by"} | _words(gap))
+    difference = next((entry for entry in summary["comparisons"] if _is(entry, arm)), None)
+    if difference is not None:
+        found.append(_difference(difference))
     return found
+
+
+def _is(entry: dict[str, Any], arm: str | None) -> bool:
+    return (entry["arm"], entry["against"], entry["set"]) == (arm, BASE_ARM, TEST)
+
+
+def _difference(entry: dict[str, Any]) -> dict[str, Any]:
+    """Whether the main arm beats repetition at all, which is known where the gap is undefined too."""
+    low, high = entry["low"], entry["high"]
+    sure = low is not None and (low > 0 or high < 0)
+    verdict = f"cannot be told from {BASE_ARM}"
+    if sure:
+        verdict = f"better than {BASE_ARM}" if high < 0 else f"worse than {BASE_ARM}"
+    interval = None if low is None else f"{signed(low)} to {signed(high)} nats per token: {verdict}"
+    said = {"what": "Test loss of", "arm": entry["arm"], "title": f"minus that of {BASE_ARM}"}
+    return said | {"value": signed(entry["difference"]), "interval": interval, "reason": None, "against": ""}
 
 
 def rows(summary: dict[str, Any]) -> list[dict[str, Any]]:

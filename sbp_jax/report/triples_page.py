@@ -12,7 +12,7 @@ LIMIT = 1_200  # characters of a text that are shown
 BYTES = 2_500_000  # of all triples together, as they stand in the page
 STATIC = 3  # triples that are there without JavaScript
 NAME = 160  # characters of an id or a source
-NUMBERS = ("words", "copied", "repetition", "seed_overlap", "seed_common", "similarity", "pair_similarity", "logprob")
+NUMBERS = ("words", "copied", "repetition", "seed_overlap", "seed_common", "pair_similarity", "logprob")
 KINDS = ("", "seed", "pair", "seed pair", "gap")  # of pieces, by their numbers in the page
 
 
@@ -46,7 +46,7 @@ def _entry(row: dict[str, Any]) -> dict[str, Any]:
         "source": _short(row["source"]),
         "verdict": row["verdict"],
         "finish": row["finish"],
-        "numbers": {name: _rounded(row[name]) for name in NUMBERS if row[name] is not None},
+        "numbers": {name: _rounded(value) for name, value in _numbers(row).items() if value is not None},
         "texts": [
             _flat(seed, [("seed", text)]),
             _flat(target, [("pair", text)]),
@@ -54,6 +54,11 @@ def _entry(row: dict[str, Any]) -> dict[str, Any]:
         ],
         "lineage": _lineage(row),
     }
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float | None]:
+    """The scores by which triples are filtered; of the log probability the mean of a token."""
+    return {name: row[name] for name in NUMBERS} | {"logprob": row["logprob"] / max(row["new_tokens"], 1)}
 
 
 def _flat(text: str | None, others: list[tuple[str, str | None]]) -> list[Any] | None:

@@ -10,8 +10,8 @@
   const PERCENT = new Set(["copied", "repetition", "seed_overlap"]);
   const WORDS = {
     words: "words", copied: "copied", repetition: "repeated", seed_overlap: "shared with the seed",
-    seed_common: "longest run shared with the seed (words)", similarity: "similarity of the seed to its nearest pair",
-    pair_similarity: "similarity of seed and true pair", logprob: "log probability",
+    seed_common: "longest run shared with the seed (words)", pair_similarity: "similarity of seed and true pair",
+    logprob: "log probability of a token",
   };
   const text = (flat) => flat ? flat.filter((_, place) => place % 2).join("") : "";
   for (const entry of all) {
@@ -25,7 +25,7 @@
     return element;
   };
   const number = (name, value) => PERCENT.has(name)
-    ? (100 * value).toFixed(1) + "%" : String(Number(value.toPrecision(4)));
+    ? (100 * value).toFixed(1) + "%" : String(Number(value.toPrecision(4))).replace("-", "−");
 
   const side = (title, id, flat) => {
     const box = make("div");
