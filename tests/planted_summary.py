@@ -144,16 +144,9 @@ def quality(pairs: str) -> dict[str, Any]:
         counts = np.histogram(values, edges)[0]
         distances[kind] = {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(values.mean())}
     question = {"question": "factual", "measure": "false", "label": "non-factual", "definition": "what is not so"}
-    verdicts = [{"group": group, "documents": 20, "unreadable": 1} | around(0.1, 0.05, "false") for group in groups[:4]]
-    judged = [
-        {k.replace("low", "false_low").replace("high", "false_high"): v for k, v in row.items()} for row in verdicts
-    ]
-    question_rows = question | {
-        "unit": "share",
-        "better": "smaller",
-        "prompt": "Is it so? <b>{text}</b>",
-        "rows": judged,
-    }
+    verdicts = {"documents": 20, "unreadable": 1, "false": 0.1, "false_low": 0.05, "false_high": 0.2}
+    question |= {"unit": "share", "better": "smaller", "prompt": "Is it so? <b>{text}</b>"}
+    judged = question | {"rows": [{"group": group} | verdicts for group in groups[:4]]}
     return {
         "pairs": pairs,
         "base": None,
@@ -161,7 +154,7 @@ def quality(pairs: str) -> dict[str, Any]:
         "rows": rows,
         "measures": MEASURES,
         "distances": distances,
-        "judged": {"model": "a planted judge", "answered_by": ["planted"], "questions": [question_rows]},
+        "judged": {"model": "a planted judge", "answered_by": ["planted"], "questions": [judged]},
         "collapsed": [{"group": "accepted", "measure": "opening", "value": 0.4, "real": 0.01}],
         "openings": [{"group": "accepted", "opening": "<i>once upon a time", "documents": 80, "share": 0.4}],
         "finishes": {"generated": {"end": 0.9, "length": 0.1}},

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -365,35 +364,3 @@ def test_ticks_span_the_values_and_their_labels_differ(low: float, high: float) 
     found = svg.ticks(low, high)
     assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 8
     assert len({svg.fixed(tick, found) for tick in found}) == len(found)
-
-
-PROBE = """<script>
-const page = document.documentElement;
-document.title = [innerWidth, page.clientWidth, page.scrollWidth].join(" ");
-</script>"""
-FRAME = """<!DOCTYPE html>
-<iframe id="phone" src="report.html" style="width:390px;height:800px;border:0"
- onload="document.title = phone.contentDocument.title"></iframe>"""
-CHROMIUM = (
-    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--allow-file-access-from-files", "--enable-logging=stderr"),
-    *("--dump-dom", "--virtual-time-budget=5000"),
-)
-
-
-@pytest.mark.slow
-@pytest.mark.browser
-def test_a_phone_shows_the_page_without_errors_or_sideways_scrolling(
-    results: tuple[dict[str, Any], str], tmp_path: Path
-) -> None:
-    """In a frame of 390 pixels, since a headless window may not be made that narrow."""
-    (tmp_path / "report.html").write_text(results[1].replace("</body>", PROBE + "</body>"))
-    (tmp_path / "frame.html").write_text(FRAME)
-    command = [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}", str(tmp_path / "frame.html")]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr
-    title = re.search(r"<title>(\d+) (\d+) (\d+)</title>", finished.stdout)
-    assert title, finished.stdout[:500] + finished.stderr
-    inner, client, scrolled = map(int, title.groups())
-    assert inner == 390 and scrolled <= client
-    assert "CONSOLE" not in finished.stderr

@@ -7,7 +7,7 @@ import numpy as np
 from sbp_jax.text.shingles import WORD, rolled, words
 
 BEFORE = 120  # characters that are shown before the first shared run
-READ = 50_000  # characters of a text in which shared runs are looked for
+READ = 20_000  # characters of a text in which shared runs are looked for
 Piece = tuple[str, str]  # text and its kind: "" for plain text, "gap" for what is left out
 
 
@@ -20,38 +20,36 @@ def shared(text: str, others: Sequence[tuple[str, str | None]], run: int) -> lis
     Returns:
       Pieces that join to the text.
     """
-    matches = list(WORD.finditer(text, 0, READ))
-    hashes_W = _hashes([match.group() for match in matches])
-    kinds = np.zeros((len(others), len(matches)), bool)
+    spans = [match.span() for match in WORD.finditer(text, 0, READ)]
+    hashes_W = _hashes([text[start:stop] for start, stop in spans])
+    codes_W = np.zeros(len(spans), np.int64)  # a bit for each of the others
     for place, (_, other) in enumerate(others):
-        if other and len(matches) >= run:
-            begins = np.isin(rolled(hashes_W, run), rolled(words([other]).hashes_W, run))
-            for word in np.flatnonzero(begins):
-                kinds[place, word : word + run] = True
-    names = [" ".join(kind for (kind, _), there in zip(others, column, strict=True) if there) for column in kinds.T]
+        if other and len(spans) >= run:
+            begins = np.flatnonzero(np.isin(rolled(hashes_W, run), rolled(words([other]).hashes_W, run)))
+            codes_W[np.unique(begins[:, None] + np.arange(run))] |= 1 << place
+    bounds = np.flatnonzero(np.diff(codes_W, prepend=0, append=0)).tolist()
     pieces: list[Piece] = []
-    end, before = 0, ""
-    for match, kind in zip(matches, names, strict=True):
-        between = kind if kind == before else ""  # one mark for a whole run, its spaces included
-        for piece, piece_kind in ((text[end : match.start()], between), (match.group(), kind)):
-            if piece and pieces and pieces[-1][1] == piece_kind:
-                pieces[-1] = (pieces[-1][0] + piece, piece_kind)
-            elif piece:
-                pieces.append((piece, piece_kind))
-        end, before = match.end(), kind
-    if end < len(text):
-        pieces.append((text[end:], ""))
-    return pieces
+    end = 0
+    for first, stop in zip(bounds, bounds[1:], strict=False):
+        code = int(codes_W[first])
+        if code:
+            begin = spans[first][0]
+            kind = " ".join(name for place, (name, _) in enumerate(others) if code >> place & 1)
+            pieces += [(text[end:begin], "")] if begin > end else []
+            end = spans[stop - 1][1]
+            pieces.append((text[begin:end], kind))
+    return [*pieces, (text[end:], "")] if end < len(text) else pieces
 
 
 def _hashes(tokens: list[str]) -> np.ndarray:
     """A hash of each word; of what is no word once it is normalised, 0."""
-    found = words(tokens)
+    distinct, places_W = np.unique(np.array(tokens, object), return_inverse=True) if tokens else ([], [])
+    found = words([*distinct])
     first = found.offsets[:-1]
-    hashes_W = np.zeros(len(tokens), np.uint64)
+    hashes = np.zeros(len(first), np.uint64)
     there = found.offsets[1:] > first
-    hashes_W[there] = found.hashes_W[first[there]]
-    return hashes_W
+    hashes[there] = found.hashes_W[first[there]]
+    return hashes[np.asarray(places_W, np.int64)]
 
 
 def windowed(pieces: list[Piece], limit: int, *kinds: str) -> list[Piece]:

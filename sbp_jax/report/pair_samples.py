@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.report.examples import SHOWN, marked
-from sbp_jax.report.excerpts import Piece, windowed
+from sbp_jax.report.excerpts import READ, Piece, windowed
 from sbp_jax.report.results import rows_at
 from sbp_jax.text.shingles import WORDS, mixed
 
@@ -50,4 +50,5 @@ def excerpt(text: str, other: str, limit: int = SHOWN) -> list[Piece]:
 
     They are its beginning, and, where the first shared run lies beyond that, the text around the run.
     """
-    return windowed(marked(text, other, WORDS), limit, "run")
+    pieces = marked(text[:READ], other, WORDS)
+    return windowed([*pieces, (text[READ:], "")] if len(text) > READ else pieces, limit, "run")
