@@ -66,10 +66,10 @@ def _fields(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for key, entry in value.items():
             if name or key != "execution":
                 yield from _fields(entry, f"{name}.{key}" if name else key)
-    elif isinstance(value, list) and value and isinstance(value[0], dict) and "name" in value[0]:
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], dict) and "name" in value[0]:
         for entry in value:
             yield from _fields({key: inner for key, inner in entry.items() if key != "name"}, f"{name}.{entry['name']}")
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         yield name, ", ".join(map(str, value)) or "none"
     else:
         yield name, "none" if value is None else str(value)
