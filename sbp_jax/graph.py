@@ -271,7 +271,10 @@ def _quality(nodes: Nodes, origin: Source) -> None:
 
 
 def _scores(nodes: Nodes, watched: dict[str, str]) -> dict[str, str]:
-    """What every run is scored on; the runs and their scores are given by the roles they play in the report."""
+    """What every run is scored on, those of a sweep on the test documents alone.
+
+    The runs and their scores are given by the roles they play in the report.
+    """
     experiment, found = nodes.experiment, {}
     evaluation = experiment.evaluation
     for entry in trained_arms(experiment):
@@ -282,6 +285,8 @@ def _scores(nodes: Nodes, watched: dict[str, str]) -> dict[str, str]:
             found[f"trained/{run}"] = trained
             inputs = {"trained": trained, "rows": "rows-test"}
             found[f"scored/{run}"] = nodes.add(f"score-{ending}", score, inputs, config)
+            if entry.sweep is not None:
+                continue
             for role, rows in watched.items():
                 name, inputs = f"score-{role.removeprefix(WATCHED)}-{ending}", {"trained": trained, "rows": rows}
                 found[f"{role}/{run}"] = nodes.add(name, score, inputs, config)
