@@ -147,6 +147,17 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind):
     assert made.stats == {"documents": len(found), "bytes": sum(len(t.encode()) for t in expected(found)), "skipped": 0}
 
 
+def test_lists_and_records_in_parquet_are_read_as_in_json(tmp_path):
+    """Guards columns that are read only for the place that they name, and keys of records that are no columns."""
+    pq.write_table(pa.Table.from_pylist([ITEM]), tmp_path / "set.parquet")
+    chosen = TextSet("mine", (str(tmp_path / "set.parquet"),), "{question} {choices[gold]} {more.label[gold]}")
+    made = texts.run(output(epath.Path(tmp_path), "texts"), texts=chosen, execution=Execution())
+    assert parquet.read(made)["text"].to_pylist() == ["Why? sun B"]
+    with pytest.raises(SbpError, match="has no column 'absent'; the template may name one of: 'question'"):
+        chosen = replace(chosen, text="{absent}")
+        texts.run(output(epath.Path(tmp_path), "absent"), texts=chosen, execution=Execution())
+
+
 def test_equal_records_are_all_kept_and_those_without_text_are_counted(tmp_path):
     """Guards what an average is over: a set with three equal items has three."""
     found = [{"id": "same", "q": "equal", "a": ["x"]}] * 3 + [

@@ -76,8 +76,8 @@ def _of_texts(summary: dict[str, Any]) -> Iterator[str]:
         if copied is not None and copied["copied_oracle"]:
             found = f"{copied['copied_oracle']:,} of {told['documents']:,} documents of the text set {told['set']}"
             yield (
-                f"half or more of {found} stands in the training documents, {copied['copied_capped']:,} in the capped set;"
-                " take them out of the set or of the corpus."
+                f"half or more of {found} stands in the training documents, {copied['copied_capped']:,} of them in the"
+                " capped set; take them out of the set or of the corpus."
             )
 
 
