@@ -15,7 +15,7 @@ from sbp_jax.calibration import command as calibration_command
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
 from sbp_jax.planning.command import add_generate_options, add_options, add_pair_options
-from sbp_jax.report import trace_command
+from sbp_jax.report import compare_command, trace_command
 from sbp_jax.tasks import command as task_command
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
       0 on success, 2 for what the user can mend, 1 for a fault of the program, 130 on Ctrl-C, 143 on SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = compare_command.spelled(arguments)
     if arguments[:2] == INSPECT.split():  # `sbp pairs CONFIG` is the stage
         arguments = [INSPECT, *arguments[2:]]
     options = _parser().parse_args(arguments)
@@ -317,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true"
     )
     add("report", "print the results and the path of the report", _report).add_argument("--json", action="store_true")
+    compare_command.add_parser(commands)
     inspected = add(INSPECT, "show why pairs were kept or rejected, with samples of each verdict", _inspect)
     inspected.add_argument("--samples", type=int, default=2, metavar="N", help="of each verdict (default: 2)")
     inspected.add_argument(

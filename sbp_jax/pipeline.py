@@ -18,7 +18,8 @@ from sbp_jax.artifacts.fingerprint import fingerprint
 from sbp_jax.config import Experiment
 from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.experiments import to_json
-from sbp_jax.graph import Node, graph
+from sbp_jax.graph import graph
+from sbp_jax.nodes import Node
 from sbp_jax.parallel import hosts
 from sbp_jax.training.interruption import all_asked_to_stop
 

@@ -11,8 +11,8 @@ from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord
 from sbp_jax.config import Arm, Execution, Experiment, Tokenizer, Training, Tuning
-from sbp_jax.data.mixing import plan_arm
-from sbp_jax.data.rows import Row, RowSource, write_rows
+from sbp_jax.data.mixing import plan_arm, plan_megadoc
+from sbp_jax.data.rows import ROW_TARGETS, Row, RowSource, write_rows
 from sbp_jax.data.synthetic import SCHEMA
 from sbp_jax.graph import graph
 from sbp_jax.report.trail import Trail
@@ -33,6 +33,9 @@ EXPERIMENT = Experiment(
         Arm("control", synthetic_share=0.25, pairs="random"),
         Arm("self", synthetic_share=0.25, pairs="none"),
         Arm("oracle", real="oracle"),
+        Arm("staged", synthetic_share=0.25, order="staged"),
+        Arm("megadoc", synthetic_share=0.1, layout="megadoc"),
+        Arm("in_context", layout="in_context"),
     ),
 )
 NODES = graph(EXPERIMENT)
@@ -145,9 +148,10 @@ def make(folder: Path, experiment: Experiment = EXPERIMENT) -> dict[str, Artifac
         text_tokenizer.train(TEXTS, experiment.tokenizer).save(writing.path)
     made["tokenizer"] = output.finish()
 
-    def rows(name: str, stream: str, documents: str, tokens: str) -> None:
+    def rows(name: str, stream: str, documents: str, tokens: str, **more: str) -> None:
         inputs = {"documents": made[documents], "tokens": made[tokens], "tokenizer": made["tokenizer"]}
-        if stream != "synthetic":
+        inputs |= {role: made[other] for role, other in more.items()}
+        if stream not in ("synthetic", "megadoc"):
             inputs["splits"] = made["splits"]
         made[name] = pack.run(output_of(folder / name), **inputs, stream=stream, context=CONTEXT, **how)
 
@@ -159,6 +163,9 @@ def make(folder: Path, experiment: Experiment = EXPERIMENT) -> dict[str, Artifac
     d1, d2, verdicts = zip(*PAIRS, strict=True)
     pairs = pair_table(d1, d2, [0.5 + place / 10 for place in range(len(PAIRS))], verdicts)
     made["pairs"] = _tables(folder / "pairs", [pairs.slice(0, 2), pairs.slice(2)])
+    near = pa.table({"query": sorted(d1), "neighbor": [d2[place] for place in np.argsort(d1, kind="stable")]})
+    made["neighbors"] = _tables(folder / "neighbors", [near])
+    rows("rows-capped-in-context", "capped", "documents", "tokens", neighbors="neighbors")
     loaded = text_tokenizer.load(made["tokenizer"].file("tokenizer.json"), experiment.tokenizer)
     records = arrayrecord.source(made["tokens"])
     table: dict[str, Any] = {"target": [5, 3, 5, 3, 3], "conditioning": [[3], [5], [7, 3], [3], [7]]}
@@ -178,8 +185,10 @@ def make(folder: Path, experiment: Experiment = EXPERIMENT) -> dict[str, Artifac
         made[f"synthesized{suffix}"] = _tables(folder / f"synthesized{suffix}", everything)
         made[f"synthetic{suffix}"] = _tables(folder / f"synthetic{suffix}", accepted, rejected=rejected)
         tokenized = {"documents": made[f"synthetic{suffix}"], "tokenizer": made["tokenizer"]}
-        made["tokens-synthetic"] = tokenize.run(output_of(folder / f"tokens-synthetic{suffix}"), **tokenized, **how)
-        rows(f"rows-synthetic{suffix}", "synthetic", f"synthetic{suffix}", "tokens-synthetic")
+        written = f"tokens-synthetic{suffix}"
+        made[written] = tokenize.run(output_of(folder / written), **tokenized, **how)
+        rows(f"rows-synthetic{suffix}", "synthetic", f"synthetic{suffix}", written)
+    rows("rows-megadoc", "megadoc", "documents", "tokens", synthetic="synthetic", synthetic_tokens="tokens-synthetic")
     for arm in experiment.arms[1:]:
         name = f"train-{arm.name}-0"
         made[name] = _trained(output_of(folder / name), dict(plan_of(made, name).rows))
@@ -187,10 +196,12 @@ def make(folder: Path, experiment: Experiment = EXPERIMENT) -> dict[str, Artifac
 
 
 def plan_of(made: dict[str, Artifact], run: str) -> Any:
-    inputs, share = NODES[run].inputs, NODES[run].config["synthetic_share"]
-    return plan_arm(
-        STEPS * BATCH, CONTEXT, share, *(source_of(made, inputs.get(role)) for role in ("real", "synthetic"))
-    )
+    inputs, config = NODES[run].inputs, NODES[run].config
+    asked = STEPS * BATCH, CONTEXT, config["synthetic_share"], source_of(made, inputs["real"])
+    if "megadoc" in inputs:
+        packed = made[inputs["megadoc"]]
+        return plan_megadoc(*asked, np.load(packed.file(ROW_TARGETS))[: packed.stats["full_rows"]])
+    return plan_arm(*asked, source_of(made, inputs.get("synthetic")), config.get("order", "uniform"))
 
 
 def source_of(made: dict[str, Artifact], name: str | None) -> Any:

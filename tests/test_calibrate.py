@@ -19,6 +19,7 @@ import pytest
 from etils import epath
 
 from sbp_jax import cli
+from sbp_jax.arms import SUFFIX
 from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
 from sbp_jax.calibration import held_out, report
 from sbp_jax.calibration.calibrate import Asked, calibrate
@@ -31,7 +32,6 @@ from sbp_jax.errors import SbpError
 from sbp_jax.experiments import load
 from sbp_jax.generation.requests import Completion
 from sbp_jax.generation.run_requests import RunRequests
-from sbp_jax.graph import SUFFIX
 from sbp_jax.model import huggingface
 from sbp_jax.model.parameters import bind
 from sbp_jax.parallel.mesh import build_mesh

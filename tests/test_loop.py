@@ -24,7 +24,7 @@ from sbp_jax.training.goodput import FILE, Goodput
 from sbp_jax.training.loop import METRICS, train
 from sbp_jax.training.metrics import TENSORBOARD, TIMING, MetricsLog, read_metrics
 from sbp_jax.training.profiling import PROFILE
-from tests.test_training import CONTEXT, MODEL, OPTIMIZATION, VOCABULARY, in_another_process, losses, make_run
+from tests.test_training import CONTEXT, MODEL, OPTIMIZATION, VOCABULARY, Rows, in_another_process, losses, make_run
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,22 @@ def test_kept_are_the_latest_the_best_and_every_so_many(tmp_path, monkeypatch):
     finished = train(run, epath.Path(tmp_path), "test", build_mesh(MeshShape()), execution)
     assert (finished.best_step, finished.best_validation) == (10, 1.0)
     assert steps_kept(tmp_path) == [6, 10, 12, 18, 20]
+
+
+def test_text_sets_are_told_at_every_evaluation_and_change_nothing_else(undisturbed, tmp_path):
+    """Guards the training itself: whoever watches it must get the model of whoever does not."""
+    folder = epath.Path(tmp_path)
+    run = replace(make_run(), token_bytes=2.5, texts={"easy": list(Rows(5, 3)), "same": list(make_run().validation)})
+    train(run, folder, "test", build_mesh(MeshShape()))
+    lines, plain = read_metrics(folder / METRICS), read_metrics(undisturbed / METRICS)
+    told = [line["step"] for line in lines if "validation/easy" in line]
+    assert told == [line["step"] for line in plain if "validation" in line] and len(told) == 3
+    for line, other in zip(lines, plain, strict=True):
+        assert line.get("validation/same") == line.get("validation")
+        sets = {"validation/easy", "validation/same"}
+        assert {k: line[k] for k in line.keys() - TIMING - sets} == {k: other[k] for k in other.keys() - TIMING}
+        if "validation" in line:
+            assert 0 < line["validation/easy"] != line["validation"]
 
 
 def test_a_run_killed_between_evaluations_goes_on_from_the_checkpoint_there(undisturbed, tmp_path):

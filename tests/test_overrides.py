@@ -2,7 +2,7 @@
 
 import pytest
 
-from sbp_jax.config import Arm, Experiment
+from sbp_jax.config import Arm, Experiment, TextSet
 from sbp_jax.errors import SbpError
 from sbp_jax.overrides import override
 
@@ -22,6 +22,7 @@ EXPERIMENT = Experiment(name="test")
         ("seeds=0,1,2", lambda e: e.seeds, (0, 1, 2)),
         ("arms.sbp.synthetic_share=0.5", lambda e: e.arms[1], Arm("sbp", synthetic_share=0.5)),
         ("execution.mesh.tensor=2", lambda e: e.execution.mesh.tensor, 2),
+        ("evaluation.texts.new.paths=a,b", lambda e: e.evaluation.texts, (TextSet("new", ("a", "b")),)),
     ],
 )
 def test_a_value_gets_the_type_of_its_field(assignment, read, value):
@@ -42,8 +43,20 @@ def test_a_value_gets_the_type_of_its_field(assignment, read, value):
         ("training=1", "group of fields"),
         ("training.peak_lr.deep=1", "has no field deep"),
         ("training.peak_lr", "expected FIELD=VALUE"),
+        ("evaluation.texts=a.jsonl", "such as evaluation.texts.NAME.FIELD="),
+        ("evaluation.texts.new=a.jsonl", "group of fields; set one of them: name, paths, text"),
+        ("evaluation.texts.new.path=a.jsonl", "did you mean paths"),
+        ("arms.new.synthetic_share=1", "there is no field new"),
     ],
 )
 def test_a_wrong_override_says_what_was_meant(assignment, message):
     with pytest.raises(SbpError, match=message):
         override(EXPERIMENT, assignment)
+
+
+def test_fields_of_a_new_text_set_go_to_the_same_set():
+    """Guards a second set of the same name, and one that replaces those of the config file."""
+    result = EXPERIMENT
+    for assignment in ("one.paths=a", "two.paths=b", "one.text={q} {a}"):
+        result = override(result, f"evaluation.texts.{assignment}")
+    assert result.evaluation.texts == (TextSet("one", ("a",), "{q} {a}"), TextSet("two", ("b",)))

@@ -1,6 +1,7 @@
 """Packing: every target once, nothing across documents, the same rows after a kill."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from etils import epath
 from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
 from sbp_jax.config import Execution, Tokenizer
 from sbp_jax.data import packing, rows
-from sbp_jax.data.packing import pack, pack_groups
+from sbp_jax.data.packing import pack, pack_groups, pack_joined
 from sbp_jax.data.rows import Row, RowSource, from_bytes, to_bytes
 from sbp_jax.errors import SbpError
 from sbp_jax.stages import pack as stage
@@ -26,14 +27,16 @@ def random_documents(count: int, seed: int = 0, longest: int = 40) -> list[tuple
     return [(i * 7 + 3, rng.integers(2, 100, n).astype(np.int32)) for i, n in enumerate(lengths)]
 
 
-def pack_slowly(documents: list[tuple[int, np.ndarray]], context: int) -> list[Row]:
-    """The definition, one token at a time."""
+def pack_slowly(
+    documents: list[tuple[int, np.ndarray]], context: int, joined: Sequence[bool] | None = None
+) -> list[Row]:
+    """The definition, one token at a time; a joined document starts no segment."""
     stream, owners, first = [], [], []
-    for ordinal, tokens in documents:
+    for number, (ordinal, tokens) in enumerate(documents):
         for place, token in enumerate([E, *tokens.tolist()]):
             stream.append(token)
             owners.append(ordinal)
-            first.append(place == 0)
+            first.append(place == 0 and not (joined is not None and joined[number]))
     stream.append(E)
     rows = []
     for start in range(0, len(owners), context):
@@ -65,6 +68,17 @@ def test_rows_are_what_their_definition_says(monkeypatch, context, block):
     for seed in range(5):
         documents = random_documents(40, seed)
         assert_equal(list(pack(iter(documents), context, E)), pack_slowly(documents, context))
+
+
+@pytest.mark.parametrize("context", [1, 5, 16, 300])
+@pytest.mark.parametrize("block", [1, 64, 1 << 18])
+def test_joined_documents_are_one_segment_as_far_as_a_row_holds_them(monkeypatch, context, block):
+    monkeypatch.setattr(packing, "BLOCK", block)
+    for seed in range(5):
+        documents = random_documents(40, seed)
+        joined = np.random.default_rng(seed).random(40) < 0.6
+        given = ((ordinal, tokens, is_joined) for (ordinal, tokens), is_joined in zip(documents, joined, strict=True))
+        assert_equal(list(pack_joined(given, context, E)), pack_slowly(documents, context, joined))
 
 
 def test_no_documents_make_no_rows_and_an_exact_fit_no_padding():

@@ -54,6 +54,8 @@ def keys(experiment: Experiment, workdir: Path) -> dict[str, str]:
         ("tokenizer.vocab_size=300", None),
         ("splits.seed=1", None),
         ("note=another", {"report"}),
+        ("evaluation.stride=64", {"rows-test", "report"} | SCORES),
+        ("evaluation.rows_while_training=8", {"report"}),
         ("execution.slots=8", set()),
         ("execution.mesh.tensor=2", set()),
         ("corpus.max_skipped=0.5", {"report"}),
@@ -100,6 +102,23 @@ def test_the_control_of_self_samples_asks_the_base_model_and_reads_no_pairs(expe
     }
     with pytest.raises(SbpError, match="arms.other.pairs is self; it may be related, random or none"):
         check(replace(experiment, arms=(*experiment.arms, Arm("other", pairs="self"))))
+
+
+def test_a_text_set_is_scored_for_every_arm_and_makes_no_other_artifact_anew(experiment, tmp_path):
+    """Guards finished arms: to look at another text must not cost their training again."""
+    before = keys(experiment, tmp_path)
+    more = override(experiment, f"evaluation.texts.mine.paths={experiment.corpus.paths[0]}")
+    check(more)
+    after, nodes = keys(more, tmp_path), graph(more)
+    assert {name for name in before if before[name] != after[name]} == {"report"}
+    made = {"texts-mine", "tokens-text-mine", "rows-text-mine"}
+    assert set(after) - set(before) == made | {f"score-mine-{arm.name}-0" for arm in experiment.arms}
+    for arm in experiment.arms:
+        assert nodes[f"train-{arm.name}-0"].watched == {"text/mine": "rows-text-mine"}
+        assert nodes["report"].inputs[f"text/mine/{arm.name}/0"] == f"score-mine-{arm.name}-0"
+    assert list(nodes).index("rows-text-mine") < list(nodes).index("train-repetition-0")
+    with pytest.raises(SbpError, match="two stage instances would be named score-mine-sbp-0"):
+        graph(replace(more, arms=(*more.arms, Arm("mine-sbp"))))
 
 
 def test_the_content_of_the_corpus_is_in_every_recipe_and_its_place_is_not(experiment, tmp_path):
@@ -222,6 +241,11 @@ def test_the_papers_configs_give_the_papers_numbers(name, synthetic, epochs, par
         ("filters.max_words=10", "min_words .20. is above filters.max_words .10."),
         ("filters.index=minhash", "it may be exact, bloom or auto"),
         ("corpus.paths=", "corpus.paths is empty"),
+        ("evaluation.texts.new.text={q}", "evaluation.texts.new.paths is empty; name the files"),
+        ("evaluation.texts.test.paths=a.txt", "test is the name of the corpus's own test documents"),
+        ("evaluation.texts.a/b.paths=a.txt", "must be letters, digits"),
+        ("evaluation.stride=0", "it is from 1 to training.context .256., or none"),
+        ("evaluation.stride=257", "it is from 1 to training.context .256., or none"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_before_anything_runs(assignment, message):

@@ -10,15 +10,17 @@ from flax import nnx
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
 from sbp_jax.config import Execution, Model, Training
-from sbp_jax.data.packing import pack
+from sbp_jax.data.held_out import entries
 from sbp_jax.data.rows import write_rows
+from sbp_jax.data.screened import save
+from sbp_jax.data.windows import pack_windows, windows
 from sbp_jax.model import huggingface
 from sbp_jax.model.decoder import Decoder
 from sbp_jax.stages import score
 
 MODEL = Model(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=16)
 VOCABULARY, CONTEXT = 128, 16
-LENGTHS = (3, 40, 1, 25)  # tokens of each document; some are cut into several rows
+LENGTHS, BYTES = (3, 40, 1, 25), (20, 300, 80, 100)  # tokens and bytes of each document; some take several rows
 
 
 def output(folder: epath.Path, name: str) -> Output:
@@ -36,10 +38,12 @@ def scored(folder: epath.Path, scale: float) -> Artifact:
             pass
     test = output(folder, "test")
     random = np.random.default_rng(0)
-    documents = [(ordinal, random.integers(1, VOCABULARY, length)) for ordinal, length in enumerate(LENGTHS)]
-    totals = write_rows(test, pack(documents, CONTEXT, 0))
-    training = Training(batch_rows=4)
-    inputs = {"trained": trained.finish(), "test": test.finish(totals | {"bytes": 500, "context": CONTEXT})}
+    save(test, "documents-00000.npy", entries(np.arange(len(LENGTHS)), [length + 1 for length in LENGTHS], BYTES))
+    documents = [random.integers(1, VOCABULARY, length) for length in LENGTHS]
+    found = (window for place, text in enumerate(documents) for window in windows(place, text, CONTEXT, CONTEXT, 0))
+    totals = write_rows(test, pack_windows(found, CONTEXT, 0))
+    training = Training(batch_rows=4, context=CONTEXT)
+    inputs = {"trained": trained.finish(), "rows": test.finish(totals)}
     return score.run(output(folder, "score"), **inputs, model=MODEL, training=training, execution=Execution())
 
 
@@ -50,8 +54,10 @@ def test_a_model_that_guesses_scores_the_logarithm_of_the_vocabulary(tmp_path):
     assert artifact.stats["targets"] == targets
     assert artifact.stats["nats_per_token"] == pytest.approx(math.log(VOCABULARY), rel=1e-6)
     assert artifact.stats["bits_per_byte"] == pytest.approx(math.log2(VOCABULARY) * targets / 500, rel=1e-6)
+    assert artifact.stats["perplexity"] == pytest.approx(VOCABULARY, rel=1e-5)
     rows = parquet.read(artifact).to_pylist()
-    assert [(row["ordinal"], row["targets"]) for row in rows] == [(i, length + 1) for i, length in enumerate(LENGTHS)]
+    expected = [(place, length + 1, size) for place, (length, size) in enumerate(zip(LENGTHS, BYTES, strict=True))]
+    assert [(row["ordinal"], row["targets"], row["bytes"]) for row in rows] == expected
     for row in rows:
         assert row["nats"] == pytest.approx(math.log(VOCABULARY) * row["targets"], rel=1e-5)
 

@@ -9,14 +9,13 @@ import pytest
 
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.data.mixing import mix
-from sbp_jax.data.rows import RowSource
+from sbp_jax.data.rows import SYNTHETIC, RowSource
 from sbp_jax.data.stream_order import rows_of
 from sbp_jax.errors import SbpError
 from sbp_jax.report.takedown import derived
 from sbp_jax.report.trace import trace
 from sbp_jax.report.training_examples import times
 from tests.lineage import (
-    BASE,
     BATCH,
     NODES,
     REAL,
@@ -79,17 +78,25 @@ def test_the_steps_that_read_a_document_are_those_of_training(made: dict[str, Ar
         "synthetic-random": [0],
         "synthetic-self": [],
     }
-    for run in (BASE, "train-sbp-0", "train-control-0", "train-self-0", "train-oracle-0"):
+    found_in = Counter[str]()
+    for run in [name for name in NODES if name.startswith("train-")]:
         plan, inputs = plan_of(made, run), NODES[run].inputs
-        batches = mix({name: source_of(made, inputs[name]) for name in plan.rows}, plan, BATCH, 0)
+        streams = {name: source_of(made, inputs[name]) for name in plan.rows}
+        if "megadoc" in streams:  # cut to what is read
+            streams["megadoc"] = RowSource(made["rows-megadoc"], plan.rows["megadoc"])
+        batches = mix(streams, plan, BATCH, 0)
         expected: Counter[tuple[str, int, int, int]] = Counter()
         for step in range(STEPS):
             for place, (stream, owners) in enumerate(
                 zip(batches[step]["stream"], batches[step]["documents"], strict=True)
             ):
                 rows_name = inputs[list(plan.rows)[stream]]
-                for ordinal in of_three[NODES[rows_name].inputs["documents"]]:
-                    if ordinal in owners:
+                held, parents = set(owners.tolist()), NODES[rows_name].inputs
+                for ordinal in of_three[parents["documents"]]:
+                    if ordinal in held:
+                        expected[rows_name, ordinal, step + 1, place] += 1
+                for ordinal in of_three[parents["synthetic"]] if "synthetic" in parents else ():
+                    if ordinal + SYNTHETIC in held:
                         expected[rows_name, ordinal, step + 1, place] += 1
         listed = Counter(
             (rows_name, entry["ordinal"], *time)
@@ -98,6 +105,8 @@ def test_the_steps_that_read_a_document_are_those_of_training(made: dict[str, Ar
             for time in entry["steps"]
         )
         assert listed == expected and len(expected) > 0
+        found_in += Counter(rows_name for rows_name, *_ in expected)
+    assert min(found_in[name] for name in ("rows-megadoc", "rows-capped-in-context")) > 1
 
 
 def test_a_run_whose_rows_were_not_asked_for_is_not_searched(made: dict[str, Artifact]) -> None:

@@ -96,7 +96,7 @@ class ScoreSums:
         return Scores(entries, nats)
 
 
-def entries(ordinals: np.ndarray, targets: Sequence[int] | np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def entries(ordinals: np.ndarray, targets: Sequence[int], sizes: Sequence[int] | np.ndarray) -> np.ndarray:
     """The index of some documents.
 
     Args:

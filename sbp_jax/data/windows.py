@@ -11,14 +11,16 @@ position is lost between it and its neighbour, because positions share their tok
 Legend: L = context, n = targets of a window.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from sbp_jax.data.rows import Row
 
-OPEN_ROWS = 64  # rows that wait for a window which still fits
+BLOCK = 4096  # windows that are fitted into rows at a time
 
 
 class Window(NamedTuple):
@@ -53,36 +55,31 @@ def windows(document: int, tokens: np.ndarray, context: int, stride: int, end_of
 
 
 def pack_windows(found: Iterable[Window], context: int, end_of_document: int) -> Iterator[Row]:
-    """Fills rows with windows, each whole.
-
-    A window goes into the first open row with room for it; when none has, the open row with the least room is closed.
+    """Fills rows with windows, each whole: among some of them the longest first, into the row with the least room.
 
     Args:
       context: L.
       end_of_document: id of E.
     """
-    opened: list[list[tuple[int, Window]]] = []  # windows with the position at which each begins
-    room: list[int] = []
-    for window in found:
-        size = len(window.tokens) - 1
-        if size == context:
-            yield _row([(0, window)], context, end_of_document)
-            continue
-        # Where the tokens before a window end with another than its first one, both need a place.
-        gap = int(window.tokens[0] != end_of_document)
-        place = next((place for place, left in enumerate(room) if left >= size + gap), None)
-        if place is None:
-            if len(opened) == OPEN_ROWS:
-                fullest = room.index(min(room))
-                del room[fullest]
-                yield _row(opened.pop(fullest), context, end_of_document)
-            place, gap = len(opened), 0
-            opened.append([])
-            room.append(context)
-        opened[place].append((context - room[place] + gap, window))
-        room[place] -= size + gap
-    for row in opened:
-        yield _row(row, context, end_of_document)
+    remaining = iter(found)
+    while block := list(islice(remaining, BLOCK)):
+        rows: list[list[tuple[int, Window]]] = []  # windows with the position at which each begins
+        room: list[tuple[int, int]] = []  # left in a row, and its place among the rows, ascending
+        for window in sorted(block, key=lambda window: len(window.tokens), reverse=True):
+            size = len(window.tokens) - 1
+            # Where a row's tokens end with another one than its first, both need a place.
+            gap = int(window.tokens[0] != end_of_document)
+            best = bisect_left(room, (size + gap, 0))
+            if best == len(room):
+                start, row = 0, len(rows)
+                rows.append([])
+            else:
+                left, row = room.pop(best)
+                start = context - left + gap
+            rows[row].append((start, window))
+            insort(room, (context - start - size, row))
+        for placed in rows:
+            yield _row(placed, context, end_of_document)
 
 
 def _row(placed: list[tuple[int, Window]], context: int, end_of_document: int) -> Row:

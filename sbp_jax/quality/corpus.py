@@ -20,7 +20,7 @@ from sbp_jax.artifacts import Artifact
 from sbp_jax.data.by_target import rank
 from sbp_jax.progress import progress
 from sbp_jax.quality.duplicates import Degrees
-from sbp_jax.quality.grams import Seen, distinct_grams, grams
+from sbp_jax.quality.grams import SEEN, Seen, distinct_grams, grams
 from sbp_jax.quality.samples import CAPPED, HELD_OUT, rows_at
 from sbp_jax.text.common_runs import Sequences, common
 from sbp_jax.text.shingles import Words, containment, shingle_sets, words
@@ -159,16 +159,14 @@ def _nearest(
     """
     texts = len(measured.counts)
     assert capped.first_KS is not None
-    named = capped.first_KS[capped.keys_G]
-    owners = np.repeat(capped.owners_G, named.shape[1])
-    pairs, counts = np.unique(
-        np.stack([owners, named.ravel()])[:, (named.ravel() >= 0) & (named.ravel() != own_T[owners])],
-        axis=1,
-        return_counts=True,
-    )
-    order = np.lexsort((pairs[1], -counts, pairs[0]))
-    order = order[rank(pairs[0][order]) < NEAREST]
-    owners_P, ordinals_P = pairs[0][order], pairs[1][order]
+    named = capped.first_KS[capped.keys_G].ravel()
+    owners = np.repeat(capped.owners_G, SEEN).astype(np.int64)
+    found = np.flatnonzero((named >= 0) & (named != own_T[owners]))
+    pairs, counts = np.unique(owners[found] * documents.rows + named[found], return_counts=True)
+    owners_P, ordinals_P = pairs // documents.rows, pairs % documents.rows
+    order = np.lexsort((ordinals_P, -counts, owners_P))
+    order = order[rank(owners_P[order]) < NEAREST]
+    owners_P, ordinals_P = owners_P[order], ordinals_P[order]
     nearest_T, containment_T = np.full(texts, -1, np.int64), np.zeros(texts)
     run_T = np.zeros(texts, np.int64)
     for start in range(0, texts, BATCH):  # the words of so many texts are one batch of `measured`
@@ -185,7 +183,7 @@ def _nearest(
         a = Sequences(own.hashes_W, np.diff(own.offsets), np.arange(len(own.offsets) - 1))
         run_T[start : start + len(a.lengths)] = common(a, b, len(a.lengths)).longest_T
         for owner, ordinal, place in zip(owners_P[here].tolist(), ordinals_P[here].tolist(), which, strict=True):
-            found = containment(measured.of(owner), parts[place])
-            if found > containment_T[owner]:
-                nearest_T[owner], containment_T[owner] = ordinal, found
+            shared = containment(measured.of(owner), parts[place])
+            if shared > containment_T[owner]:
+                nearest_T[owner], containment_T[owner] = ordinal, shared
     return nearest_T, containment_T, run_T

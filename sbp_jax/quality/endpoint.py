@@ -16,7 +16,7 @@ from sbp_jax.config import Judge
 from sbp_jax.errors import SbpError
 
 PASSING = (408, 409, 429)  # client errors that may pass
-LONGEST_WAIT = 60.0  # seconds between two attempts at most
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second attempt, doubled before each further one, and at most
 SHOWN = 300  # characters of an endpoint's complaint that are repeated
 
 
@@ -45,11 +45,8 @@ class _Passing(Exception):
         self.seconds = seconds
 
 
-def ask(judge: Judge, prompt: str, first_wait: float = 1.0) -> Answer:
-    """Asks one question.
-
-    Args:
-      first_wait: seconds before the second attempt; twice as long before each further one.
+def ask(judge: Judge, prompt: str) -> Answer:
+    """Asks one question, again and again where need be.
 
     Raises:
       SbpError: the endpoint refuses the question, or every attempt failed.
@@ -61,7 +58,7 @@ def ask(judge: Judge, prompt: str, first_wait: float = 1.0) -> Answer:
         except _Passing as error:
             reasons.append(str(error))
             if attempt < judge.attempts:
-                time.sleep(min(max(first_wait * 2 ** (attempt - 1), error.seconds), LONGEST_WAIT))
+                time.sleep(min(max(FIRST_WAIT * 2 ** (attempt - 1), error.seconds), LONGEST_WAIT))
     raise SbpError(
         f"the judge at {judge.url} gave no answer in {judge.attempts} attempts ({reasons[-1]}); what was answered is"
         " kept: run again when it is up, or set quality.judge.url=None to go on without one"

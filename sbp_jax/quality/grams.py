@@ -12,7 +12,7 @@ import numpy as np
 from sbp_jax.data.by_target import rank
 from sbp_jax.text.shingles import Words, distinct, rolled
 
-SPARSITY = 4  # places of the table for each hash in it
+SPARSITY = 2  # places of the table for each hash in it
 SEEN = 3  # documents with an n-gram that are counted, and named: more make no difference
 
 
@@ -55,7 +55,8 @@ class Seen:
     def __init__(self, owners_G: np.ndarray, hashes_G: np.ndarray, names: bool = False):
         keys_K = distinct(np.sort(hashes_G))
         self.table = Table(keys_K)
-        self.owners_G, self.keys_G = owners_G, self.table.find(hashes_G)
+        self.owners_G = owners_G.astype(np.int32)
+        self.keys_G = self.table.find(hashes_G).astype(np.int32)
         self.documents_K = np.zeros(len(keys_K), np.uint8)
         self.first_KS = np.full((len(keys_K), SEEN), -1, np.int64) if names else None
 

@@ -24,6 +24,7 @@ from sbp_jax.training import export
 
 QUANTILE = 0.95  # of random pairs, above which two documents count as related
 FEWEST = 20  # random pairs below which there is no such quantile
+WHITENING = 4096  # documents that whitening is fitted to
 BIN = 0.05  # of a histogram of distances
 
 
@@ -34,13 +35,13 @@ class Source:
     Attributes:
       embedder: the model that made the stored ones; None where they are the user's own.
       embeddings: the vectors of the capped documents.
-      whiten: whether they were whitened.
+      whitening: texts of capped documents to fit the map by which they were whitened; None where they were not.
       batch: documents embedded at a time.
     """
 
     embedder: Embedder | None
     embeddings: Artifact
-    whiten: bool
+    whitening: Sequence[str] | None
     batch: int
 
 
@@ -52,10 +53,12 @@ def source(
     model: Model | None,
     settings: Tokenizer,
     execution: Execution,
+    sample: Callable[[int], Sequence[str]],
 ) -> Source:
     """The embedder of the experiment.
 
     Args:
+      sample: gives texts of at most so many capped documents.
       tokenizer, base, model, settings: of the base model, where it is the embedder.
 
     Raises:
@@ -70,14 +73,15 @@ def source(
             found = models.load_base(base.folder(export.BEST), own, model, embedding, mesh, execution.attention)
         else:
             found = models.load(embedding, mesh, execution.attention)
-    return Source(found, embeddings, embedding.whiten, execution.embed_batch)
+    whitening = sample(WHITENING) if embedding.whiten and found is not None else None
+    return Source(found, embeddings, whitening, execution.embed_batch)
 
 
 class Vectors:
     """Unit vectors of real documents, as stored, and of new texts.
 
-    Whitened vectors are made again for both, since the map that whitened the stored ones is not kept: it is fitted to
-    the real documents that are asked for.
+    Whitened vectors are made again for both, since the map that whitened the stored ones is not kept; another one is
+    fitted, to other documents.
     """
 
     def __init__(self, made: Source, texts: Mapping[int, str], advance: Callable[[int], None]):
@@ -87,10 +91,9 @@ class Vectors:
         ordinals = np.array(sorted(texts), np.int64)
         self._places = {ordinal: place for place, ordinal in enumerate(ordinals.tolist())}
         self._whitening: Whitening | None = None
-        if made.whiten:
-            raw_ND = self._embedder.embed([texts[ordinal] for ordinal in ordinals.tolist()], self._batch)
-            self._whitening = Whitening.fit(raw_ND)
-            self._vectors_ND = self._whitening(raw_ND)
+        if made.whitening is not None:
+            self._whitening = Whitening.fit(self._embedder.embed(made.whitening, self._batch))
+            self._vectors_ND = self._embed([texts[ordinal] for ordinal in ordinals.tolist()])
         else:
             stored = Stored(made.embeddings)
             self._vectors_ND = stored.take(np.searchsorted(stored.ordinals, ordinals))
@@ -103,10 +106,12 @@ class Vectors:
         """float32 [P, D]; equal texts are embedded once."""
         unique = sorted(set(texts))
         where = {text: place for place, text in enumerate(unique)}
-        vectors_ND = self._embedder.embed(unique, self._batch, self._advance)
-        if self._whitening is not None and len(unique):
-            vectors_ND = self._whitening(vectors_ND)
-        return vectors_ND[[where[text] for text in texts]]
+        self._advance(len(texts) - len(unique))
+        return self._embed(unique, self._advance)[[where[text] for text in texts]]
+
+    def _embed(self, texts: Sequence[str], advance: Callable[[int], None] = lambda documents: None) -> np.ndarray:
+        vectors_ND = self._embedder.embed(texts, self._batch, advance)
+        return vectors_ND if self._whitening is None else self._whitening(vectors_ND)
 
 
 def cosines(a_PD: np.ndarray, b_PD: np.ndarray) -> np.ndarray:

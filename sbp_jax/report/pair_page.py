@@ -35,8 +35,8 @@ def pair_charts(pairs: dict[str, Any]) -> dict[str, Markup | None]:
         names = (("accepted", "accepted pairs"), ("accepted_documents", "documents that begin one"))
         lines = [Series(name, i, x, np.array([row[key] for row in known])) for i, (key, name) in enumerate(names)]
         title = "Pairs and documents by threshold"
-        mark = (threshold, f"threshold {threshold:g}") if x[0] <= threshold <= x[-1] else None
-        made["sweep"] = charts.line_chart(lines, title, "threshold", "number", x_low=float(x[0]), mark=mark)
+        at = (threshold, f"threshold {threshold:g}") if x[0] <= threshold <= x[-1] else None
+        made["sweep"] = charts.line_chart(lines, title, "threshold", "number", x_low=float(x[0]), at=at)
     edges, copies = _bins(pairs["near_duplicates"], "near_duplicates")
     if copies.any():
         rates = copies / np.maximum(_bins(pairs["near_duplicates"], "pairs")[1], 1)

@@ -8,11 +8,9 @@ import pyarrow.compute as pc
 
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.report.examples import SHOWN, marked
+from sbp_jax.report.excerpts import READ, Piece, windowed
 from sbp_jax.report.results import rows_at
 from sbp_jax.text.shingles import WORDS, mixed
-
-BEFORE = 120  # characters that are shown before the first shared run
-Piece = tuple[str, str]  # text, and its kind as `examples.marked` gives it, or "gap" for what is left out
 
 
 def sample(pairs: Artifact, documents: Artifact, number: int, wanted: list[str] | None = None) -> dict[str, Any]:
@@ -48,46 +46,9 @@ def hashes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def excerpt(text: str, other: str, limit: int = SHOWN) -> list[Piece]:
-    """About `limit` characters of a text, in pieces by what the other one has too.
+    """About `limit` characters of a text, in pieces by what the other one has too, those of a shingle's length marked.
 
-    They are its beginning, and, where the first shared run of a shingle's length lies beyond that, the text around the
-    run; a piece of kind "gap" tells what is left out.
+    They are its beginning, and, where the first shared run lies beyond that, the text around the run.
     """
-    pieces = marked(text, other, WORDS)
-    place, run = 0, None
-    for piece, kind in pieces:
-        if kind == "run":
-            run = place
-            break
-        place += len(piece)
-    if len(text) <= limit:
-        return pieces
-    if run is None or run < limit * 2 // 3:
-        return [*_cut(pieces, 0, _space(text, limit)), _gap(len(text) - _space(text, limit))]
-    head, start = _space(text, limit // 3), _space(text, run - BEFORE)
-    stop = _space(text, start + limit - limit // 3)
-    middle = [*_cut(pieces, 0, head), _gap(start - head), *_cut(pieces, start, stop)]
-    return middle if stop >= len(text) else [*middle, _gap(len(text) - stop)]
-
-
-def _gap(characters: int) -> Piece:
-    return f" … [{characters:,} more characters] … ", "gap"
-
-
-def _space(text: str, place: int) -> int:
-    """The last end of a word at or before a place, the end of the text past that."""
-    if place >= len(text):
-        return len(text)
-    found = text.rfind(" ", place - 80 if place > 80 else 0, place)
-    return found if found > 0 else place
-
-
-def _cut(pieces: list[Piece], start: int, stop: int) -> list[Piece]:
-    """The pieces between two places of the text that they join to."""
-    cut, place = [], 0
-    for piece, kind in pieces:
-        inside = piece[max(start - place, 0) : max(stop - place, 0)]
-        if inside:
-            cut.append((inside, kind))
-        place += len(piece)
-    return cut
+    pieces = marked(text[:READ], other, WORDS)
+    return windowed([*pieces, (text[READ:], "")] if len(text) > READ else pieces, limit, "run")

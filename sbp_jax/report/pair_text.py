@@ -9,9 +9,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sbp_jax.report.charts import compact
 from sbp_jax.report.pair_samples import excerpt
 from sbp_jax.report.summary import printable
+from sbp_jax.report.svg import compact
 
 BAR = 24  # characters of the longest bar
 SIDE_BY_SIDE = 100  # columns of a terminal from which two documents fit next to each other

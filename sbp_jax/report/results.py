@@ -54,6 +54,15 @@ class Results:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """A file of an artifact: the place of its first row among those of all, how many it has, and its name."""
+
+    first: int
+    rows: int
+    name: str
+
+
+@dataclass(frozen=True)
 class Curve:
     """Losses of one run, in nats per token, against the training tokens seen until then.
 
@@ -123,17 +132,18 @@ def document_losses(scored: Iterable[Artifact]) -> DocumentLosses:
 def rows_at(artifact: Artifact, ordinals: Sequence[int], columns: list[str] | None = None) -> list[dict[str, Any]]:
     """The rows with these dense ordinals, in the order asked; only the shards that hold them are read."""
     found: dict[int, dict[str, Any]] = {}
-    for first, count, name in _shards(artifact):
-        wanted = sorted({ordinal - first for ordinal in ordinals if first <= ordinal < first + count})
-        if wanted:
-            rows = _table(artifact, name, columns).take(wanted).to_pylist()
-            found |= {first + place: row for place, row in zip(wanted, rows, strict=True)}
+    asked = np.unique(np.array(ordinals, np.int64))
+    for shard in shards(artifact):
+        wanted = asked[(asked >= shard.first) & (asked < shard.first + shard.rows)] - shard.first
+        if len(wanted):
+            rows = _table(artifact, shard.name, columns).take(wanted).to_pylist()
+            found |= {shard.first + place: row for place, row in zip(wanted.tolist(), rows, strict=True)}
     return [found[ordinal] for ordinal in ordinals]
 
 
 def sample_texts(documents: Artifact, splits: Artifact, split: str) -> Iterator[str]:
     """At most `SAMPLE` texts of one split, spread evenly over a few shards and within each: a sample without chance."""
-    names = [name for _, _, name in _shards(documents)]
+    names = [shard.name for shard in shards(documents)]
     chosen = sorted({int(place) for place in np.linspace(0, len(names) - 1, SAMPLED_SHARDS)})
     for name in (names[place] for place in chosen):
         members = np.flatnonzero(_table(splits, name, ["split"])["split"].to_numpy() == split)
@@ -142,14 +152,14 @@ def sample_texts(documents: Artifact, splits: Artifact, split: str) -> Iterator[
             yield from _table(documents, name, ["text"]).take(members[places])["text"].to_pylist()
 
 
-def _shards(artifact: Artifact) -> list[tuple[int, int, str]]:
-    """First ordinal, number of rows and name of each shard."""
-    shards, first = [], 0
+def shards(artifact: Artifact, prefix: str = "part") -> list[Shard]:
+    """The Parquet shards of an artifact, in order."""
+    found, first = [], 0
     for file in artifact.files:
-        if file.name.startswith("part-") and file.name.endswith(".parquet"):
-            shards.append((first, file.rows, file.name))
+        if file.name.startswith(f"{prefix}-") and file.name.endswith(".parquet"):
+            found.append(Shard(first, file.rows, file.name))
             first += file.rows
-    return shards
+    return found
 
 
 def _table(artifact: Artifact, name: str, columns: list[str] | None = None) -> pa.Table:

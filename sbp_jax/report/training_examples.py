@@ -20,7 +20,7 @@ from sbp_jax.report.trail import REAL, Trail, matching, rows
 from sbp_jax.text import tokenizer as text_tokenizer
 
 _EXAMPLE = re.compile(r"([^:]+):(\d+)(?::(\d+))?(?::(\d+))?")
-RUNS, ROWS = ("train", "tune"), ("pack", "pack_pairs")
+RUNS, ROWS = ("train", "tune"), ("pack", "pack_pairs", "window")
 
 
 @dataclass(frozen=True)

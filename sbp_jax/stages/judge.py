@@ -30,7 +30,7 @@ VERSION = 1
 JOURNAL = "answers.jsonl"
 SCHEMA = pa.schema(
     {
-        "ordinal": pa.int64(),  # number of the question
+        "ordinal": pa.int64(),  # number of the prompt
         "question": pa.string(),
         "prompt_hash": pa.string(),
         "group": pa.string(),
@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class _Asked:
-    """One question about one document."""
+    """One question about one document; equal prompts have one number, and are sent once."""
 
     number: int
     question: Question
@@ -88,7 +88,7 @@ def run(
         _ask_all(output.label, asked, judge, journal)
     finally:
         journal.close()
-    table = pa.Table.from_pylist([journal.rows[one.number] for one in asked], SCHEMA)
+    table = pa.Table.from_pylist([_row(one) | journal.rows[one.number] for one in asked], SCHEMA)
 
     def write(writing: Writing) -> None:
         parquet.write(writing, table)
@@ -108,21 +108,23 @@ def _questions(chosen: pa.Table, documents: Artifact, judge: Judge) -> list[_Ask
     found = samples.rows_at(documents, seeds, ["text"])["text"].to_pylist() if len(seeds) else []
     texts = dict(zip(seeds.tolist(), found, strict=True))
     asked: list[_Asked] = []
+    numbers: dict[str, int] = {}
     for question in QUESTIONS:
         needs_seed = "{seed}" in prompt(question.name)
         for row in rows:
             if row["group"] not in question.groups or (needs_seed and row["seed"] is None):
                 continue
             text = filled(question.name, row["text"], texts.get(row["seed"]), judge.characters)
-            asked.append(_Asked(len(asked), question, row, text))
+            asked.append(_Asked(numbers.setdefault(text, len(numbers)), question, row, text))
     return asked
 
 
 def _ask_all(label: str, asked: Sequence[_Asked], judge: Judge, journal: Journal) -> None:
     """Asks what is open, `at_once` questions at a time; after a failure those under way are kept."""
-    left = iter([one for one in asked if one.number not in journal.rows])
+    open_ones = {one.number: one for one in asked if one.number not in journal.rows}
+    left = iter(open_ones.values())
     with (
-        progress(label, len(asked), "questions") as counter,
+        progress(label, len(open_ones) + len(journal.rows), "questions") as counter,
         ThreadPoolExecutor(judge.at_once, thread_name_prefix="judge") as threads,
     ):
         counter.skip(len(journal.rows))
@@ -149,6 +151,16 @@ def _answered(one: _Asked, judge: Judge) -> dict[str, Any]:
     answer = ask(judge, one.prompt)
     return {
         "ordinal": one.number,
+        "answer": answer.text,
+        "verdict": verdict(one.question, answer.text),
+        "finish": answer.finish,
+        "model": answer.model,
+        "attempts": answer.attempts,
+    }
+
+
+def _row(one: _Asked) -> dict[str, Any]:
+    return {
         "question": one.question.name,
         "prompt_hash": digest(one.question.name),
         "group": one.row["group"],
@@ -156,11 +168,6 @@ def _answered(one: _Asked, judge: Judge) -> dict[str, Any]:
         "id": one.row["id"],
         "seed": one.row["seed"],
         "prompt": one.prompt,
-        "answer": answer.text,
-        "verdict": verdict(one.question, answer.text),
-        "finish": answer.finish,
-        "model": answer.model,
-        "attempts": answer.attempts,
     }
 
 

@@ -16,6 +16,7 @@ from sbp_jax.quality.documents import Sources, collect, measure
 from sbp_jax.quality.measures import JUDGED, MEASURES, QUALITY
 from sbp_jax.quality.relevance import source
 from sbp_jax.quality.rows import rows
+from sbp_jax.quality.samples import CAPPED, REAL, real
 from sbp_jax.text import contamination
 from sbp_jax.text.tokenizer import load
 
@@ -59,7 +60,11 @@ def run(
     """
     sources = Sources(documents, splits, pairs, synthesized, synthetic)
     own_tokenizer = load(tokenizer.file("tokenizer.json"), settings)
-    vectors = source(embeddings, tokenizer, base, embedding, model, settings, execution)
+
+    def sample(wanted: int) -> list[str]:
+        return real(documents, splits, CAPPED, REAL, wanted)["text"].to_pylist()
+
+    vectors = source(embeddings, tokenizer, base, embedding, model, settings, execution, sample)
     chosen = collect(sources, measured)
     table, sizes = measure(chosen, sources, own_tokenizer, contamination.read(evaluations), vectors, output.label)
 
