@@ -25,6 +25,7 @@ from sbp_jax.report.trace import trace
 from sbp_jax.report.trail import Trail
 from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.training.metrics import TIMING, read_metrics
+from tests import recompute
 
 CONFIG = "configs/quickstart.py"
 
@@ -158,6 +159,66 @@ def test_what_came_from_a_document_is_what_its_artifacts_say(undisturbed):
     assert (
         document["nearest"]["by_meaning"]["ordinal"] >= 0 and document["checkpoint"]["key"] == made["synthesizer"].key
     )
+
+
+def test_the_report_s_numbers_follow_from_the_raw_files(undisturbed):
+    """The same without any code of this project, `tests/recompute.py`; more of it in `test_recompute.py`."""
+    assert recompute.problems(recompute.Raw(undisturbed, "quickstart-tiny")) == []
+
+
+def _first(change):
+    """A fault in the first row of a table that is read."""
+
+    def wrong(table):
+        column, value = change
+        values = table[column].to_pylist()
+        values[0] = value(values[0])
+        place = table.column_names.index(column)
+        return table.set_column(place, column, pa.array(values, table.schema.field(column).type))
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "instance, wrong, found",
+    [
+        ("score-sbp-0", _first(("nats", lambda nats: nats * 1.01)), "test: sbp"),
+        ("score-oracle-0", _first(("nats", lambda nats: nats + 1)), "gap of sbp at equal tokens"),
+        ("score-oracle-0", _first(("bytes", lambda size: size + 1)), "test: bytes"),
+        ("splits", _first(("split", lambda split: "unused")), "splits"),
+        ("synthesized", _first(("new_tokens", lambda tokens: tokens + 1)), "sbp: operations of generation"),
+        ("synthesized", _first(("conditioning", lambda read: [*read, 0])), "sbp: operations of generation"),
+        ("synthetic", lambda table: table.slice(1), "accepted documents"),
+    ],
+)
+def test_a_fault_in_a_raw_file_is_a_fault_of_the_report(undisturbed, monkeypatch, instance, wrong, found):
+    """Guards the recomputation: it must not hold whatever the files say."""
+    raw = recompute.Raw(undisturbed, "quickstart-tiny")
+    table = raw.table
+    monkeypatch.setattr(
+        raw, "table", lambda name, *more: wrong(table(name)) if name == instance else table(name, *more)
+    )
+    assert any(problem.startswith(found) or found in problem for problem in recompute.problems(raw))
+
+
+@pytest.mark.parametrize(
+    "path, found",
+    [
+        (("arms", 1, "synthetic_tokens"), "sbp: synthetic tokens"),
+        (("arms", 0, "real_epochs"), "repetition: epochs"),
+        (("comparisons", 0, "difference"), "sbp minus repetition"),
+        (("comparisons", 1, "low"), "oracle minus repetition"),
+        (("compute", 1, "flops", "embedding"), "sbp: operations of embedding"),
+        (("compute", 1, "flops", "total"), "sbp: operations of total"),
+        (("oracle_gain", "nats_per_token"), "the oracle's gain"),
+    ],
+)
+def test_a_wrong_number_in_the_report_is_found(undisturbed, path, found):
+    raw = recompute.Raw(undisturbed, "quickstart-tiny")
+    *way, last = path
+    place = functools.reduce(lambda value, key: value[key], way, raw.summary)
+    place[last] = place[last] * 1.001 + (1 if isinstance(place[last], int) else 0.01)
+    assert any(found in problem for problem in recompute.problems(raw))
 
 
 def test_a_second_run_does_nothing_again(undisturbed):
