@@ -1,6 +1,7 @@
 """A small random model in a Hugging Face folder, as a run leaves it, for tests that need none that is good."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ from etils import epath
 
 from sbp_jax.config import MeshShape, Model, Tokenizer
 from sbp_jax.model import huggingface
-from sbp_jax.model.parameters import initialize
+from sbp_jax.model.parameters import abstract
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.text import tokenizer as text_tokenizer
 
@@ -27,8 +28,13 @@ def plant(folder: Path, context: int = 160, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     trained, model = epath.Path(folder) / "trained.json", epath.Path(folder) / "model"
     tokenizer.save(trained)
-    drawn = jax.device_get(initialize(MODEL, tokenizer.vocab_size, seed, build_mesh(MeshShape())))
-    weights = jax.tree.map(lambda array: array if np.all(array == 1) else array * 8, drawn)
+    random, shapes = np.random.default_rng(seed), abstract(MODEL, tokenizer.vocab_size, build_mesh(MeshShape()))
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        norm = path[-1].key.endswith("norm")
+        return (np.ones(leaf.shape) if norm else random.normal(0, 0.16, leaf.shape)).astype(np.float32)
+
+    weights = jax.tree_util.tree_map_with_path(draw, shapes)
     huggingface.save(model, weights, MODEL, tokenizer.vocab_size, context, tokenizer.end_of_document)
     huggingface.save_tokenizer(model, trained, END, context)
     return Path(model)

@@ -230,7 +230,7 @@ OTHERS = {  # tasks without a layout here: their records have the fields of thei
               "label": 0, "idx": 0}],
     "boolq": [{"question": "is it gold", "passage": "It is gold.", "label": 1, "idx": 0}],
     "wikitext": [{"page": " = Gold = \n Gold is a metal ."}],
-    "gsm8k": [{"question": "One and one?", "answer": "1+1=2\n#### 2"}] * 8,
+    "gsm8k": [{"question": f"One and one, {n}?", "answer": "1+1=2\n#### 2"} for n in range(8)],
 }  # fmt: skip
 
 
@@ -249,6 +249,8 @@ def test_other_tasks_of_the_harness_read_local_files_too(tmp_path):
     assert rows["byte_perplexity"]["weight"] == len(OTHERS["wikitext"][0]["page"].encode())
     found, oracle = ask(tmp_path, "gsm8k", "The answer is #### 2", limit=3)
     assert len(oracle.asked) == 3 and values(found, "gsm8k")["exact_match,strict-match"]["value"] == 1.0
+    with pytest.raises(SbpError, match="shows 8 examples before each question, and its data has 7"):
+        ask(tmp_path, "gsm8k", fewshot=8)
 
 
 def test_a_wrong_name_is_told_with_near_ones():
