@@ -22,6 +22,7 @@ from sbp_jax.training.interruption import Watchdog
 from sbp_jax.training.step import Setup
 
 VERSION = 3
+LARGEST = 700.0  # nats per token whose perplexity a float holds
 
 
 def run(
@@ -61,7 +62,7 @@ def run(
     targets, size = (sum(count[name] for count in counts) for name in ("targets", "bytes"))
     nats = math.fsum(count["nats"] for count in counts)
     rates = {"nats_per_token": nats / targets, "bits_per_byte": nats / math.log(2) / size}
-    return output.finish({"nats": nats, **rates, "perplexity": math.exp(nats / targets)})
+    return output.finish({"nats": nats, **rates, "perplexity": math.exp(min(nats / targets, LARGEST))})
 
 
 def _write(output: Output, shard: int, scores: Scores) -> None:
