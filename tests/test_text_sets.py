@@ -54,6 +54,10 @@ def expected(found: list[dict]) -> list[str]:
 
 @pytest.fixture
 def made(tmp_path) -> dict[str, Artifact]:
+    return make(tmp_path)
+
+
+def make(tmp_path: Path, stride: int = 32) -> dict[str, Artifact]:
     """A text set as rows, a tokenizer, and a random model."""
     folder = epath.Path(tmp_path)
     trained = output(folder, "trained")
@@ -66,7 +70,7 @@ def made(tmp_path) -> dict[str, Artifact]:
     with tokenizer.writing("tokenizer.json") as writing:
         encoder.save(writing.path)
     found = {"trained": trained.finish(), "tokenizer": tokenizer.finish()}
-    return found | rows_of(folder, written(tmp_path, records()), found["tokenizer"])
+    return found | rows_of(folder, written(tmp_path, records()), found["tokenizer"], stride)
 
 
 def rows_of(folder: epath.Path, chosen: TextSet, tokenizer: Artifact, stride: int = 32) -> dict[str, Artifact]:
