@@ -6,7 +6,7 @@ position is a target. `rows` scores the packed rows of a text set to the nats of
 does all of it, from JSON Lines to scores on disk: records, tokens, windows, rows, reading the model. Positions that are
 no targets, because no document fits there, count for nothing. Compilation is over before anything is timed.
 
-    python benchmarks/evaluation_text.py [--rounds 3] [--rows 128] [--shape 16M|1B] [--corpus FILE]
+    python benchmarks/evaluation_text.py [--rounds 3] [--rows 160] [--shape 16M|1B] [--corpus FILE]
 """
 
 import argparse
@@ -48,7 +48,7 @@ SHAPES = {"16M": shapes.QWEN3_16M, "1B": ours.ONE_BILLION}
 CHARACTERS = 4.5  # of a token, about, for the size of the set
 
 
-def main(rounds: int, rows: int = 128, shape: str = "16M", corpus: Path = CORPUS) -> None:
+def main(rounds: int, rows: int = 160, shape: str = "16M", corpus: Path = CORPUS) -> None:
     """Prints targets/s of each and the ratio to the forward pass."""
     sizes = SHAPES[shape]
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -160,7 +160,7 @@ def _records(corpus: Path, characters: int) -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=160)
     parser.add_argument("--shape", choices=SHAPES, default="16M")
     parser.add_argument("--corpus", type=Path, default=CORPUS)
     main(**vars(parser.parse_args()))

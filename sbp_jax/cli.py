@@ -39,6 +39,7 @@ STAGES = {
     "judge": "ask a language model about synthetic and real documents",
     "quality": "measure synthetic documents beside real ones",
     "texts": "read the text sets that the arms are scored on",
+    "copies": "find documents of the text sets among the training documents",
     "window": "cut held-out documents into windows",
     "score": "score the arms on held-out documents",
     "ask": "ask the arms the tasks of config.evaluation",

@@ -15,6 +15,7 @@ from sbp_jax.quality import questions
 from sbp_jax.report.source import to_source
 from sbp_jax.stages import (
     ask,
+    copies,
     embed,
     filter,
     group,
@@ -112,6 +113,7 @@ def _held_out(nodes: Nodes) -> dict[str, str]:
         tokens = nodes.add(f"tokens-text-{chosen.name}", tokenize, inputs, {"settings": settings})
         rows = nodes.add(f"rows-text-{chosen.name}", window, inputs | {"tokens": tokens}, windows)
         watched[f"{WATCHED}{chosen.name}"] = rows
+        nodes.add(f"copies-{chosen.name}", copies, {"texts": found, **same("documents", "splits")}, {})
     return watched
 
 
@@ -304,6 +306,7 @@ def _report(nodes: Nodes, sources: dict[Source, dict[str, float]], found: dict[s
     inputs = same("documents", "splits", "neighbors", "screened", "pairs", "synthesizer", "tokenizer") | found
     if ("related", None) in sources:
         inputs |= same("synthesized", "synthetic")
+    inputs |= {f"copies/{chosen.name}": f"copies-{chosen.name}" for chosen in experiment.evaluation.texts}
     for origin in sources:
         inputs[f"quality/{suffix(*origin)}"] = f"quality{suffix(*origin)}"
     runs = [(entry.arm.name, train_name(entry.arm.name, entry.seeds[0])) for entry in trained_arms(experiment)]

@@ -152,8 +152,10 @@ def test_sigterm_to_one_stops_all_after_the_same_step_with_a_checkpoint(together
 
 @pytest.mark.slow
 def test_the_whole_pipeline_on_two_hosts_is_complete_for_one(tmp_path):
-    """All stages: those of one program on both, the others on the first while the second waits."""
-    arguments = ("-m", "sbp_jax", "run", "configs/quickstart.py", "--tiny", "--workdir", str(tmp_path))
+    """All stages: those of one program on both, the others on the first while the second waits; a text set too."""
+    (tmp_path / "mine.txt").write_text("A held-out text. " * 50)
+    sets = ("--set", f"evaluation.texts.mine.paths={tmp_path / 'mine.txt'}")
+    arguments = ("-m", "sbp_jax", "run", "configs/quickstart.py", "--tiny", "--workdir", str(tmp_path), *sets)
     (first, out, err), (second, silent, other) = finish(processes(*arguments))
     assert (first, second) == (0, 0), err + other
     assert "gap" in out and "report:" in out and "report:" not in silent

@@ -111,11 +111,12 @@ def test_a_text_set_is_scored_for_every_arm_and_makes_no_other_artifact_anew(exp
     check(more)
     after, nodes = keys(more, tmp_path), graph(more)
     assert {name for name in before if before[name] != after[name]} == {"report"}
-    made = {"texts-mine", "tokens-text-mine", "rows-text-mine"}
+    made = {"texts-mine", "tokens-text-mine", "rows-text-mine", "copies-mine"}
     assert set(after) - set(before) == made | {f"score-mine-{arm.name}-0" for arm in experiment.arms}
     for arm in experiment.arms:
         assert nodes[f"train-{arm.name}-0"].watched == {"text/mine": "rows-text-mine"}
         assert nodes["report"].inputs[f"text/mine/{arm.name}/0"] == f"score-mine-{arm.name}-0"
+    assert str(tmp_path) not in nodes["report"].config["source"], "the report says no paths of this machine"
     assert list(nodes).index("rows-text-mine") < list(nodes).index("train-repetition-0")
     with pytest.raises(SbpError, match="two stage instances would be named score-mine-sbp-0"):
         graph(replace(more, arms=(*more.arms, Arm("mine-sbp"))))

@@ -21,7 +21,7 @@ from sbp_jax.data.rows import RowSource
 from sbp_jax.errors import SbpError
 from sbp_jax.model import huggingface
 from sbp_jax.model.decoder import Decoder
-from sbp_jax.stages import score, texts, tokenize, window
+from sbp_jax.stages import copies, score, texts, tokenize, window
 from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.text.record_text import Missing, NoText, parse
 from sbp_jax.training.evaluation import spread
@@ -145,6 +145,17 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind):
     assert table["text"].to_pylist() == expected(found)
     assert table["ordinal"].to_pylist() == list(range(len(found)))
     assert made.stats == {"documents": len(found), "bytes": sum(len(t.encode()) for t in expected(found)), "skipped": 0}
+
+
+def test_lists_and_records_in_parquet_are_read_as_in_json(tmp_path):
+    """Guards columns that are read only for the place that they name, and keys of records that are no columns."""
+    pq.write_table(pa.Table.from_pylist([ITEM]), tmp_path / "set.parquet")
+    chosen = TextSet("mine", (str(tmp_path / "set.parquet"),), "{question} {choices[gold]} {more.label[gold]}")
+    made = texts.run(output(epath.Path(tmp_path), "texts"), texts=chosen, execution=Execution())
+    assert parquet.read(made)["text"].to_pylist() == ["Why? sun B"]
+    with pytest.raises(SbpError, match="has no column 'absent'; the template may name one of: 'question'"):
+        chosen = replace(chosen, text="{absent}")
+        texts.run(output(epath.Path(tmp_path), "absent"), texts=chosen, execution=Execution())
 
 
 def test_equal_records_are_all_kept_and_those_without_text_are_counted(tmp_path):
@@ -275,3 +286,35 @@ def test_rows_watched_while_training_are_spread_over_the_set(made):
     assert len(chosen) == 5 and len(spread(rows, 10**6)) == len(rows)
     np.testing.assert_array_equal(chosen[0].tokens, rows[0].tokens)
     np.testing.assert_array_equal(chosen[-1].tokens, rows[len(rows) - 1].tokens)
+
+
+def test_documents_that_stand_in_the_training_documents_are_counted(tmp_path, capsys):
+    """Planted: a whole document and two thirds of one in the capped set, one in the oracle set, one held out."""
+    random = np.random.default_rng(2)
+    own = [" ".join(f"word{number}" for number in random.integers(0, 10**6, 60)) for _ in range(6)]
+    folder, short = epath.Path(tmp_path), "only a few words"
+    found = [{"q": text, "a": [""]} for text in [*own, short, "北京" * 20]]
+    made = texts.run(output(folder, "texts"), texts=written(tmp_path, found), execution=Execution())
+    words = own[1].split()
+    corpus = {
+        f"Before. {own[0].upper()}, after.": "capped",
+        " ".join(words[:40] + ["else"] * 30): "capped",
+        own[2]: "oracle",
+        own[3]: "test",
+        own[4]: "unused",
+        " ".join(own[5].split()[:20]): "oracle",  # 8 of 48 shingles
+    }
+    documents, splits = output(folder, "documents"), output(folder, "splits")
+    columns = {"ordinal": range(len(corpus)), "text": corpus.keys(), "split": corpus.values()}
+    table = pa.table({name: list(values) for name, values in columns.items()})
+    for artifact, names in ((documents, ["ordinal", "text"]), (splits, ["ordinal", "split"])):
+        artifact.shard(0, ".parquet", lambda writing, names=names: parquet.write(writing, table.select(names)))
+    given = {"documents": documents.finish(), "splits": splits.finish(), "execution": Execution()}
+    told = copies.run(output(folder, "copies"), texts=made, **given)
+    rows = parquet.read(told).to_pylist()
+    assert [row["ordinal"] for row in rows] == list(range(8)) and rows[7]["words"] == 40
+    assert [row["capped"] for row in rows] == pytest.approx([1, 28 / 48, 0, 0, 0, 0, 0, 0])
+    assert [row["oracle"] for row in rows] == pytest.approx([1, 28 / 48, 1, 0, 0, 8 / 48, 0, 0])
+    expected_counts = {"copied_capped": 2, "copied_oracle": 3, "too_short": 1, "documents": 8}
+    assert {name: told.stats[name] for name in expected_counts} == expected_counts
+    assert "training documents hold half or more of 3 of 8 (2 in the capped set)" in capsys.readouterr().err

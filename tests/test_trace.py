@@ -1,6 +1,7 @@
 """Tracing: every claim about where a document comes from, against planted lineage."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,8 @@ from rich.console import Console
 from sbp_jax import cli
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import Embedding, Execution
-from sbp_jax.data.mixing import mix
-from sbp_jax.data.rows import RowSource
+from sbp_jax.data.mixing import mix, places
+from sbp_jax.data.rows import SYNTHETIC, RowSource
 from sbp_jax.embedding import models
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel.mesh import one_host_mesh
@@ -168,7 +169,7 @@ def test_where_no_model_can_embed_the_text_the_reason_is_told(
 def test_every_example_of_a_run_is_traced_to_the_documents_that_it_trained_on(made: dict[str, Artifact]) -> None:
     """Guards the order of the mixture: each place of each batch, against the batches that training reads."""
     trail = trail_of(made)
-    for run in ("train-sbp-0", "train-self-0"):
+    for run in ("train-sbp-0", "train-self-0", "train-staged-0", "train-in_context-0"):
         plan, inputs = plan_of(made, run), NODES[run].inputs
         sources = {name: source_of(made, inputs[name]) for name in plan.rows}
         batches = mix(sources, plan, BATCH, 0)
@@ -183,6 +184,26 @@ def test_every_example_of_a_run_is_traced_to_the_documents_that_it_trained_on(ma
                 for entry in told["documents"]:
                     assert entry["instance"] == NODES[inputs[stream]].inputs["documents"]
                     assert set(owners[slice(*entry["positions"])]) == {entry["ordinal"]}
+
+
+def test_an_example_of_megadocs_tells_real_documents_from_synthetic_ones(made: dict[str, Artifact]) -> None:
+    """Both count their ordinals from 0; a synthetic document that is told as a real one has no lineage."""
+    trail, source = trail_of(made), RowSource(made["rows-megadoc"])
+    plan, told_of = plan_of(made, "train-megadoc-0"), Counter[str]()
+    order = places(plan, 0)
+    for place in range(STEPS * BATCH):
+        stream, row = order[place]
+        if list(plan.rows)[stream] == "real":
+            continue
+        told = trace(trail, f"train-megadoc-0:{place // BATCH + 1}:{place % BATCH}", search=False)
+        assert (told["example"]["rows"], told["example"]["row"]) == ("rows-megadoc", row)
+        owners = source[row].documents
+        for entry in told["documents"]:
+            synthetic = entry["kind"] == "synthetic"
+            assert entry["instance"] == ("synthetic" if synthetic else "documents")
+            assert set(owners[slice(*entry["positions"])]) == {entry["ordinal"] + SYNTHETIC * synthetic}
+            told_of[entry["id"]] += 1
+    assert set(told_of) == {"syn-3-0", "doc-3", "syn-7-1"} and plan.rows["megadoc"] < len(source)
 
 
 def test_a_position_of_a_row_is_one_document(made: dict[str, Artifact]) -> None:

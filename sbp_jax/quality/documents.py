@@ -128,7 +128,7 @@ def _columns(against: Against) -> dict[str, np.ndarray]:
     found = {"copied": against.copied_T, "held_out": against.held_out_T, "nearest": against.nearest_T}
     found |= {"containment": against.containment_T, "run": against.run_T}
     for length, (every_T, new_T) in against.grams.items():
-        found |= {f"distinct_{length}": every_T, f"novel_{length}": new_T}
+        found |= {f"ngrams_{length}": every_T, f"novel_ngrams_{length}": new_T}
     return found
 
 

@@ -23,6 +23,8 @@ from sbp_jax.scoring.share import share
 from sbp_jax.text.language import UNDETERMINED
 
 EQUAL = (samples.REAL, samples.GENERATED, samples.KEPT)  # sets that decide how much of each is compared
+MEANS = ("copied", "held_out", "words", "tokens")  # of documents by themselves
+FRACTIONS = ("repetition", "duplicates", "duplicates_all", "seed_overlap", "copied", "held_out")  # of 1, each
 Row = dict[str, Any]
 
 
@@ -106,13 +108,9 @@ def _of_texts(table: pa.Table) -> Row:
         values = _numbers(table, column)
         row |= _mean(name, values, np.ones(len(values)), owners)
     for length in NOVEL:
-        row |= _mean(
-            f"novel_{length}", _numbers(table, f"novel_{length}"), _numbers(table, f"distinct_{length}"), owners
-        )
+        new, every = (_numbers(table, f"{name}_{length}") for name in ("novel_ngrams", "ngrams"))
+        row |= _mean(f"novel_{length}", new, every, owners)
     return row
-
-
-MEANS = ("copied", "held_out", "words", "tokens")
 
 
 def _of_pairs(table: pa.Table, limits: Mapping[str, float | None]) -> Row:
@@ -179,10 +177,17 @@ def _share(name: str, having: np.ndarray) -> Row:
 
 
 def _mean(name: str, numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) -> Row:
-    """A ratio of sums; None where there is nothing to divide by."""
+    """A ratio of sums; None where there is nothing to divide by.
+
+    Where no document has anything of what is counted, drawing from them shows no more. But a mean of values of 1 at
+    most is no greater than the share of documents that have some, which has an interval then too.
+    """
     if len(numerators) == 0 or denominators.sum() == 0:
         return _entry(name, None)
-    return _entry(name, ratio(numerators, denominators, owners))
+    found = ratio(numerators, denominators, owners)
+    if name in FRACTIONS and found.value == 0:
+        found = share(0, len(np.unique(owners)))
+    return _entry(name, found)
 
 
 def _entry(name: str, found: Estimate | None) -> Row:

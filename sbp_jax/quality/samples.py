@@ -83,6 +83,8 @@ def paired(documents: Artifact, group: str, seeds: np.ndarray, ordinals: np.ndar
 def synthetic(artifact: Artifact, group: str, wanted: int, prefix: str = "part") -> pa.Table:
     """Documents of `synthesized`, or of those that the filters kept (prefix "part") or rejected."""
     places = spread(sum(rows for _, rows in _files(artifact, prefix)), wanted)
+    if len(places) == 0:
+        return SCHEMA.empty_table()
     names = ["ordinal", "id", "text", "seed", "conditioning", "finish"]
     verdicts = ["verdict"] if group != GENERATED else []
     found = rows_at(artifact, places, [*names, *verdicts], prefix)

@@ -25,7 +25,13 @@ def warnings(summary: dict[str, Any], experiment: Experiment) -> list[str]:
     if tuned["last_validation"] > tuned["best_validation"] + OVERFITTED:
         best = f"step {tuned['best_step']:,} of {tuned['steps']:,}"
         told.append(f"the synthesizer's pair loss was best at {best}; that checkpoint wrote the documents.")
-    return [*told, *_of_repetition(summary), *_of_tasks(summary), *_missing(summary, experiment.arms)]
+    return [
+        *told,
+        *_of_repetition(summary),
+        *_of_texts(summary),
+        *_of_tasks(summary),
+        *_missing(summary, experiment.arms),
+    ]
 
 
 def _of_arm(row: dict[str, Any], uniform: float) -> Iterator[str]:
@@ -62,6 +68,17 @@ def _of_repetition(summary: dict[str, Any]) -> Iterator[str]:
             f"{BASE_ARM} is not as strong as it could be: {best} ends at a validation loss of {ends[best]:.3f}, it at"
             f' {ends[BASE_ARM]:.3f}; set Arm("{BASE_ARM}", {settings}) before anything is compared with it.'
         )
+
+
+def _of_texts(summary: dict[str, Any]) -> Iterator[str]:
+    for told in summary["texts"]:
+        copied = told.get("copied")  # absent where nobody looked
+        if copied is not None and copied["copied_oracle"]:
+            found = f"{copied['copied_oracle']:,} of {told['documents']:,} documents of the text set {told['set']}"
+            yield (
+                f"half or more of {found} stands in the training documents, {copied['copied_capped']:,} of them in the"
+                " capped set; take them out of the set or of the corpus."
+            )
 
 
 def _of_tasks(summary: dict[str, Any]) -> Iterator[str]:

@@ -43,13 +43,13 @@ def shared(text: str, others: Sequence[tuple[str, str | None]], run: int) -> lis
 
 def _hashes(tokens: list[str]) -> np.ndarray:
     """A hash of each word; of what is no word once it is normalised, 0."""
-    distinct, places_W = np.unique(np.array(tokens, object), return_inverse=True) if tokens else ([], [])
-    found = words([*distinct])
+    distinct, places_W = np.unique(np.array(tokens, object), return_inverse=True)
+    found = words(distinct.tolist())
     first = found.offsets[:-1]
     hashes = np.zeros(len(first), np.uint64)
     there = found.offsets[1:] > first
     hashes[there] = found.hashes_W[first[there]]
-    return hashes[np.asarray(places_W, np.int64)]
+    return hashes[places_W]
 
 
 def windowed(pieces: list[Piece], limit: int, *kinds: str) -> list[Piece]:

@@ -31,6 +31,7 @@ class Results:
       texts: scores on the text sets, by set, arm and seed.
       tasks: answers, by task, arm and seed.
       quality: of synthetic documents, by the suffix of their instances.
+      copies: what of each text set stands in the training documents, by set.
       charges: what the first run of each arm is charged for, and `charged` the artifacts of that, by their roles.
     """
 
@@ -51,6 +52,7 @@ class Results:
     charges: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
     charged: Mapping[str, Artifact] = field(default_factory=dict)
     tokenizer: Artifact | None = None
+    copies: Mapping[str, Artifact] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

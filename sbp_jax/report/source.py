@@ -15,15 +15,23 @@ def to_source(experiment: Experiment) -> str:
     Files keep their names only: where they lie differs from machine to machine. How the work was executed is left
     out, for it does not change the result.
     """
-    names = tuple(PurePath(path).name for path in experiment.corpus.paths)
-    own = experiment.tokenizer.path
+    own, data = experiment.tokenizer.path, experiment.evaluation.data
+    texts = tuple(dataclasses.replace(chosen, paths=_names(chosen.paths)) for chosen in experiment.evaluation.texts)
+    evaluation = dataclasses.replace(
+        experiment.evaluation, texts=texts, data=None if data is None else PurePath(data).name
+    )
     placeless = dataclasses.replace(
         experiment,
-        corpus=dataclasses.replace(experiment.corpus, paths=names),
+        corpus=dataclasses.replace(experiment.corpus, paths=_names(experiment.corpus.paths)),
         tokenizer=dataclasses.replace(experiment.tokenizer, path=None if own is None else PurePath(own).name),
         embedding=dataclasses.replace(experiment.embedding, model=PurePath(experiment.embedding.model).name),
+        evaluation=evaluation,
     )
     return HEADER + _expression(placeless, 1) + "\n"
+
+
+def _names(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(PurePath(path).name for path in paths)
 
 
 def _expression(value: Any, depth: int) -> str:

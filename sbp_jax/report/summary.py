@@ -53,7 +53,7 @@ def summarize(results: Results) -> dict[str, Any]:
     texts = []
     for name, runs in results.texts.items():
         of_text = scores(runs, f"text {name}")
-        texts.append(of_set(of_text, name, runs))
+        texts.append(of_set(of_text, name, runs) | {"copied": _copied(results, name)})
         compared += comparisons(of_text, name, pairs)
         closed += gaps(of_text, name, experiment.arms)
     tasks, of_tasks = task_scores.summarize(results.tasks, experiment.arms)
@@ -125,6 +125,13 @@ def _arm(results: Results, entry: TrainedArm, found: Scores) -> dict[str, Any]:
         "overfitted": float(np.mean([losses.validation[-1] - losses.validation.min() for losses in curves])),
         "streams": seen,
     }
+
+
+def _copied(results: Results, name: str) -> dict[str, int] | None:
+    """How many documents of a text set stand in the training documents; None where nobody looked."""
+    if (found := results.copies.get(name)) is None:
+        return None
+    return {part: int(found.stats[part]) for part in ("copied_capped", "copied_oracle", "too_short")}
 
 
 def _sweep(results: Results, found: Scores) -> dict[str, Any]:

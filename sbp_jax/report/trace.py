@@ -62,7 +62,7 @@ def _at(trail: Trail, instance: str, ordinal: int) -> dict[str, Any]:
         return _real(trail, real_at(trail, [ordinal])[0])
     (row,) = rows_at(trail.artifact(instance), [ordinal])
     if trail.nodes[instance].stage == "texts":
-        return {"kind": "real", "instance": instance} | row | {"split": None}
+        return {"kind": "real", "instance": instance} | row | {"split": "a held-out text set"}
     return _synthetic(trail, trail.chain(instance), row | {"verdict": "accepted"})
 
 

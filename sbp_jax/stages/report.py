@@ -38,7 +38,8 @@ def run(
       charges: for each arm what its first run is charged for.
       more: "trained/<arm>/<seed>" and "scored/<arm>/<seed>" for every arm and seed, those of its sweep included; as
         "text/<set>/<arm>/<seed>" and "task/<task>/<arm>/<seed>" what they score on text sets and tasks;
-        "quality/<suffix>" for each source of synthetic text; and the artifacts of `charges` by their roles.
+        "copies/<set>" what of a set was trained on; "quality/<suffix>" for each source of synthetic text; and the
+        artifacts of `charges` by their roles.
     """
     made = (documents, splits, neighbors, screened, pairs, synthesizer, synthesized, synthetic)
     results = Results(
@@ -52,6 +53,7 @@ def run(
         dict(charges),
         {role: artifact for role, artifact in more.items() if role.startswith(CHARGED)},
         tokenizer,
+        {name: more[f"copies/{name}"] for name in _names(more, "copies")},
     )
     summary = summarize(results)
     with output.writing("summary.json") as writing:

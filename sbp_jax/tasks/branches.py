@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SHORTEST = 128  # tokens of a row at least
-PLACES = 16  # targets of a row at least
+PLACES = 32  # targets of a row at least
 BRANCHES = 1 << 14  # of a group, which is also cut where it outgrows a row
 
 

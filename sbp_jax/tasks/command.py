@@ -104,7 +104,8 @@ def _of_arms(options: argparse.Namespace, pipeline_of: Callable[[argparse.Namesp
     wanted = _wanted(options, pipeline, tasks_alone=bool(names))
     for name in wanted:
         if pipeline.artifact(name) is None:
-            pipeline.run(say if hosts.is_first() else lambda line: None, until=name)
+            ready = all(pipeline.artifact(parent) for parent in pipeline.nodes[name].inputs.values())
+            pipeline.run(say if hosts.is_first() else _ignore, **{"only" if ready else "until": name})
     if not hosts.is_first():
         return
     made = {name: pipeline.artifact(name) for name in wanted}
@@ -139,7 +140,8 @@ def _wanted(options: argparse.Namespace, pipeline: Any, tasks_alone: bool) -> di
     runs = {name: run for name, run in runs.items() if asked & {run, run.rpartition("-")[0]}}
     unfinished = sorted({run for run in runs.values() if pipeline.artifact(f"train-{run}") is None})
     finished = {name: run for name, run in runs.items() if run not in unfinished}
-    if unfinished and (options.model or not finished):
+    done = {part for run in finished.values() for part in (run, run.rpartition("-")[0])}
+    if not finished or (options.model and asked - done):
         raise SbpError(f"{', '.join(unfinished)}: not trained yet in {pipeline.workdir}; run `sbp run` first")
     if unfinished:
         print(f"not trained yet, and left out: {', '.join(unfinished)}", file=sys.stderr)
@@ -190,6 +192,10 @@ def _shown(metric: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{100 * value:.1f}%" if metric.partition(",")[0] in SHARES else f"{value:,.4g}"
+
+
+def _ignore(line: str) -> None:
+    pass
 
 
 def _list(options: argparse.Namespace) -> None:

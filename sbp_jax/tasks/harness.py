@@ -44,6 +44,8 @@ def ask(model: Any, asked: Asked) -> dict[str, Any]:
     from lm_eval import evaluator
 
     tasks = _load(asked)
+    for name, task in _by_name(tasks).items():
+        _demand_examples(name, task, asked.fewshot)
     with redirect_stdout(io.StringIO()):  # which belongs to what is asked for, such as JSON
         found = evaluator.simple_evaluate(
             model,
@@ -181,7 +183,11 @@ def _from_file(entry: Any, file: epath.Path) -> Any:
     def dataset(**_: Any) -> dict[str, Any]:
         return made
 
-    absent = {name: None for name in SPLITS if config.get(name) not in (None, *splits)}
+    absent: dict[str, str | None] = {name: None for name in SPLITS if config.get(name) not in (None, *splits)}
+    left = config | absent
+    if not (left.get("training_split") or left.get("fewshot_split")):
+        # Examples are other questions. The harness leaves out the one that is asked where both splits have these names.
+        absent |= {"fewshot_split": asked, "test_split": asked}
     return replace(entry, yaml_path=None, cfg=config | absent | {"custom_dataset": dataset, "dataset_kwargs": None})
 
 
@@ -217,6 +223,20 @@ def _fields(config: dict[str, Any]) -> list[str]:
         elif isinstance(template, str) and re.fullmatch(r"\w+", template):
             found.add(template)
     return sorted(found)
+
+
+def _demand_examples(name: str, task: Any, fewshot: int | None) -> None:
+    """Raises `SbpError` where there are fewer examples than are to be shown before a question."""
+    own, sampler = task.get_config("num_fewshot"), getattr(task, "sampler", None)
+    wanted = own if fewshot is None or own == 0 else fewshot  # the harness leaves a task's own 0 as it is
+    if sampler is None or not wanted:
+        return
+    there = len(sampler.df) - (task.get_config("fewshot_split") == task.get_config("test_split"))
+    if wanted > there:
+        raise SbpError(
+            f"{name} shows {wanted} examples before each question, and its data has {there} to show; add records with"
+            ' "split": "train", or lower fewshot'
+        )
 
 
 def _by_name(tasks: Sequence[Any]) -> dict[str, Any]:

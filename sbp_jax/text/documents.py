@@ -262,13 +262,14 @@ def _parquet(file: epath.Path, corpus: Corpus, template: RecordText | None) -> I
         try:
             table = pq.ParquetFile(stream)
             names = table.schema_arrow.names
-            needed = (corpus.text_field,) if template is None else template.columns
+            needed = (corpus.text_field,) if template is None else template.fields
             for name in needed:
                 if names.count(name) != 1:
                     count = "no column" if name not in names else "several columns"
                     setting = "set corpus.text_field to" if template is None else "the template may name"
                     raise SbpError(f"{file} has {count} {name!r}; {setting} one of: {_some(names)}")
-            wanted = (*needed, corpus.id_field, corpus.source_field, corpus.split_field)
+            keys = () if template is None else template.keys
+            wanted = (*needed, *keys, corpus.id_field, corpus.source_field, corpus.split_field)
             columns = list(dict.fromkeys(name for name in wanted if name is not None and name in names))
             number = 0
             for batch in table.iter_batches(BATCH, columns=columns):

@@ -35,12 +35,15 @@ class RecordText:
     parts: tuple[str | tuple[str, ...], ...]
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """The fields of a record that are read, each once."""
+    def fields(self) -> tuple[str, ...]:
+        """The fields that a record must have, each once."""
+        return tuple(dict.fromkeys(part[0] for part in self.parts if isinstance(part, tuple)))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names in brackets, each of which may be another field of the record."""
         paths = [part for part in self.parts if isinstance(part, tuple)]
-        heads = [path[0] for path in paths]
-        keys = [key for path in paths for key in path[1:] if not key.isdecimal()]
-        return tuple(dict.fromkeys([*heads, *keys]))
+        return tuple(dict.fromkeys(key for path in paths for key in path[1:] if not key.isdecimal()))
 
     def render(self, record: Mapping[str, Any]) -> str:
         """The text of one record.
