@@ -81,7 +81,7 @@ def summary(**changed: Any) -> dict[str, Any]:
     arms["oracle"] |= {"real": "oracle", "real_epochs": 1.0}
     for name, values in changed.pop("rows", {}).items():
         arms[name] |= values
-    told = {"arms": list(arms.values()), "uniform_nats_per_token": 6.0, "seeds": [0, 1, 2], "tasks": []}
+    told = {"arms": list(arms.values()), "uniform_nats_per_token": 6.0, "seeds": [0, 1, 2], "tasks": [], "texts": []}
     told |= {"oracle_gain": {"nats_per_token": 0.5, "low": 0.4, "high": 0.6}}
     told |= {"synthesizer": {"last_validation": 1.0, "best_validation": 1.0, "best_step": 1, "steps": 2}}
     return told | {"sweep": {"repetition": [{"arm": "repetition"}, {"arm": "repetition-wd1"}]}} | changed
@@ -99,6 +99,10 @@ TASK = {"task": "arc", "metric": "acc", "chance": 0.25}
         (
             {"tasks": [TASK | {"arms": {"sbp": {"low": 0.24}, "oracle": {"low": 0.2}}}]},
             "better than chance at arc (acc)",
+        ),
+        (
+            {"texts": [{"set": "wiki", "documents": 9, "copied": {"copied_oracle": 3, "copied_capped": 2}}]},
+            "3 of 9 documents of the text set wiki",
         ),
         ({"oracle_gain": {"nats_per_token": 0.1, "low": -0.1, "high": 0.3}}, "no gap to close"),
         ({"rows": {"oracle": {"synthetic_share_asked": 0.3, "synthetic_share": 0.2}}}, "asked for 30.0%"),
