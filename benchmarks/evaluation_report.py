@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation_report.py [--documents 10000000] [--capped 0.24] [--folder FOLDER]
 
-The artifacts are made first, which takes some minutes and 4 GB of disk, and are kept for the next time; `report_inputs.py`
-says what they are. The report is made in a process of its own. Wanted: under 60 seconds and 2 GB.
+The artifacts are made first, which takes some minutes and 4 GB of disk, and are kept for the next time;
+`report_inputs.py` says what they are. The report is made in a process of its own. Wanted: under 60 s and 2 GB.
 """
 
 import argparse

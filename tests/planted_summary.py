@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from sbp_jax.config import Arm, Corpus, Experiment, Pairs, Sweep
+from sbp_jax.config import Arm, Corpus, Experiment, Pairs
 
 ARMS = (
     Arm("repetition"),
@@ -25,7 +25,6 @@ EXPERIMENT = Experiment(
     pairs=Pairs(threshold=0.5),
     arms=ARMS,
     seeds=(0, 1, 2),
-    sweep=Sweep(shares=(0.125, 0.5, 0.75), weight_decays=(0.1, 0.3), epochs=(2.0, 4.0)),
     note="A planted note: <b>not bold</b>.",
 )
 MEASURES = {
@@ -68,13 +67,19 @@ def fill(summary: dict[str, Any], interval: float = 0.01) -> dict[str, Any]:
     undefined = {"low": None, "high": None, "closed": None, "set": "openwebtext2"}
     budgets += [{**summary["gaps"][0], **undefined, "reason": "the oracle cannot be told from repetition there"}]
     shares = [
-        {"arm": f"sbp_{round(100 * share)}", "share": share, "best_validation": level + 0.02}
+        {
+            "arm": f"sbp_{round(100 * share)}",
+            "share": share,
+            "best_validation": level + 0.02,
+            "validation": level + 0.03,
+        }
         | around(level, 0.01, "nats_per_token")
         for share, level in ((0.0, 4.2), (0.125, 4.17), (0.25, 4.15), (0.375, 4.15), (0.5, 4.16), (0.75, 4.3))
     ]
     repetition = [
         {"arm": f"repetition_{decay}_{epochs}", "weight_decay": decay, "epochs": epochs}
-        | {"best_validation": 4.2 + random.normal(0, 0.02), "nats_per_token": 4.2 + random.normal(0, 0.02)}
+        | dict.fromkeys(("best_validation", "validation"), 4.2 + random.normal(0, 0.02))
+        | {"nats_per_token": 4.2 + random.normal(0, 0.02)}
         for decay in (0.1, 0.3, 1.0)
         for epochs in (2.0, 4.0, 8.0)
     ]
@@ -84,7 +89,7 @@ def fill(summary: dict[str, Any], interval: float = 0.01) -> dict[str, Any]:
         "texts": texts,
         "tasks": [task("arc_easy", 0.25, list(arms)), task("lambada_openai", 0.0, list(arms))],
         "compute": [operations(row) for row in arms.values()],
-        "sweep": {"shares": shares, "repetition": repetition, "chosen": "sbp_25"},
+        "sweep": {"shares": shares, "repetition": repetition, "chosen": "repetition_0.3_4.0"},
         "quality": [quality(pairs) for pairs in ("related", "random")],
     }
 

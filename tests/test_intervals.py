@@ -118,6 +118,19 @@ def test_the_table_of_coverage(few_resamples) -> None:
                     assert found[0] > 0.925, "three standard deviations of a thousand repeats are 2%"
 
 
+def test_a_plain_bootstrap_of_three_seeds_is_too_narrow(few_resamples) -> None:
+    """What the weights of seeds are for: drawn with replacement, three seeds of luck 3 give intervals of 80%."""
+    random, chance, hits = np.random.default_rng(5), np.random.default_rng(6), 0
+    weights_BS = chance.multinomial(3, np.full(3, 1 / 3), draws.RESAMPLES) / 3
+    for _ in range(200):
+        found = planted(random, normal, 3, luck=3)
+        assert found._draws is not None
+        repetition_BS, sbp_BS, _ = np.split(found._draws, 3, axis=1)
+        low, high = np.quantile(np.sum(weights_BS * (sbp_BS - repetition_BS), axis=1), [0.025, 0.975])
+        hits += low <= -GAIN <= high
+    assert 0.70 <= hits / 200 <= 0.88
+
+
 def test_three_seeds_are_as_uncertain_as_student_says() -> None:
     """Where documents all say the same, the interval of three seeds is theirs: 4.30 standard errors to each side."""
     values = np.array([3.0, 3.1, 3.3])

@@ -1,4 +1,4 @@
-"""Everything that a report can say of losses and operations, once more from raw files: seeds, texts, budgets, rounds."""
+"""Everything that a report can say of losses and operations, again from raw files: seeds, texts, budgets."""
 
 import json
 import os

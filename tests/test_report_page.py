@@ -43,7 +43,7 @@ def test_every_section_and_number_is_there(planted: tuple[dict[str, Any], str]) 
     for row in summary["compute"]:
         assert f"{row['flops']['total']:.3g}" in content
     for row in (*summary["sweep"]["shares"], *summary["sweep"]["repetition"]):
-        assert f"{row['best_validation']:.4f}" in content
+        assert f"{row['validation']:.4f}" in content
     for entry in summary["quality"]:
         assert all(percent(row["repetition"]) in content for row in entry["rows"] if row["repetition"] is not None)
     assert "<i>once upon" not in content and "&lt;i&gt;once upon" in content

@@ -93,7 +93,7 @@ def _words(gap: dict[str, Any]) -> dict[str, Any]:
 
 
 def _against(gap: dict[str, Any]) -> str:
-    return "" if gap["against"] == BASE_ARM else gap["against"]
+    return "" if gap["against"] in (BASE_ARM, None) else gap["against"]
 
 
 def _verdict(gap: dict[str, Any]) -> str:

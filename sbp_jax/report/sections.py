@@ -25,7 +25,7 @@ def shares_chart(summary: dict[str, Any]) -> Markup | None:
     if len(found) < 2:
         return None
     x, y, low, high = (np.array([row[name] for row in found]) for name in ("share", "nats_per_token", "low", "high"))
-    best = min(found, key=lambda row: row["best_validation"])
+    best = min(found, key=lambda row: row["validation"])
     least = float(best["share"]), float(best["nats_per_token"]), f"least validation loss: {best['arm']}"
     line = Series("test loss", 1, x, y, low.astype(float), high.astype(float), (least,))
     title = "Test loss by share of synthetic tokens"
@@ -39,16 +39,15 @@ def repetition_grid(summary: dict[str, Any]) -> dict[str, Any] | None:
         return None
     decays, epochs = (sorted({row[name] for row in found}) for name in ("weight_decay", "epochs"))
     cells = {(row["weight_decay"], row["epochs"]): row for row in found}
-    least = min(found, key=lambda row: row["best_validation"])["arm"]
-    return {"weight_decays": decays, "epochs": epochs, "cells": cells, "least": least}
+    return {"weight_decays": decays, "epochs": epochs, "cells": cells}
 
 
 def operations_chart(summary: dict[str, Any]) -> Markup | None:
     """Operations of each arm by the step that they were spent on."""
     if not summary["compute"]:
         return None
-    rows = []
-    for row in summary["compute"]:
+    rows, own = [], {row["arm"] for row in summary["arms"] if row["sweep"] is None}
+    for row in (row for row in summary["compute"] if row["arm"] in own):
         parts = tuple((name, color, float(row["flops"][name] or 0)) for color, name in enumerate(STEPS))
         rows.append(Stack(row["arm"], parts, compact(row["flops"]["total"])))
     return forest.stacked(rows, "Operations of each arm by step", compact)

@@ -97,7 +97,7 @@ def _gaps(summary: dict[str, Any]) -> Rows:
     for gap in summary["gaps"]:
         if gap["set"] == TEST and gap["closed"] is None:
             continue  # a sentence says why
-        ends = f"{gap['against']}, {gap['oracle']}"
+        ends = gap["reason"] or f"{gap['against']}, {gap['oracle']}"
         value = ("undefined", "") if gap["closed"] is None else (f"{gap['closed']:.0%}", _between(gap, ".0%"))
         rows.append((gap["arm"], gap["set"], gap["budget"], *value, ends))
     return rows
