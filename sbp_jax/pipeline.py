@@ -23,6 +23,14 @@ from sbp_jax.nodes import Node
 from sbp_jax.parallel import hosts
 from sbp_jax.training.interruption import all_asked_to_stop
 
+# The fields that ask for stages which few experiments have.
+ASKED_FOR = {
+    "judge": "quality.judge.url",
+    "texts": "evaluation.texts",
+    "copies": "evaluation.texts",
+    "ask": "evaluation.tasks",
+}
+
 
 @dataclass(frozen=True)
 class Status:
@@ -148,6 +156,8 @@ class Pipeline:
             return names
         exact = until or only  # a name may have underscores of its own, such as a task's
         chosen = [name for name in names if name == exact or self.nodes[name].stage.replace("_", "-") == wanted]
+        if wanted in ASKED_FOR and not chosen:
+            raise SbpError(f"this experiment has no stage {wanted}; it has one where {ASKED_FOR[wanted]} is set")
         if not chosen:
             stages = sorted({node.stage.replace("_", "-") for node in self.nodes.values()})
             raise SbpError(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sbp_jax import cli
+from sbp_jax.pipeline import ASKED_FOR
 
 CONFIG = "configs/quickstart.py"
 
@@ -122,12 +123,13 @@ def test_a_fault_of_the_program_says_so_and_how_to_see_it(capsys, tmp_path, monk
 
 @pytest.mark.parametrize("stage", cli.STAGES)
 def test_every_stage_is_a_command(capsys, tmp_path, stage):
-    """Run alone in an empty folder, each says which input it lacks; the first has none and runs."""
+    """Run alone in an empty folder, each says which input it lacks, or the field that asks for it; the first runs."""
     arguments = [stage.replace("_", "-"), CONFIG, "--tiny", "--workdir", str(tmp_path)]
     if stage == "ingest":
         assert run(capsys, *arguments)[0] == 0
     else:
-        assert "which is not complete" in refused(capsys, *arguments)
+        told = f"where {ASKED_FOR[stage]} is set" if stage in ASKED_FOR else "which is not complete"
+        assert told in refused(capsys, *arguments)
 
 
 def test_the_engine_has_an_option_of_its_own(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The parts of the quality of synthetic text, each against a plain way to the same number."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sbp_jax.quality import corpus, duplicates, grams, variety
+from sbp_jax.quality.measures import MEASURES
 from sbp_jax.quality.samples import spread
 from sbp_jax.scoring.share import share
 from sbp_jax.text.shingles import containment, shingle_sets, shingles, words
@@ -104,6 +106,13 @@ def test_intervals_of_shares_are_wilsons(having: int, documents: int, low: float
     """The values are those of Newcombe (1998), method 3, for 10 trials."""
     found = share(having, documents)
     assert (found.value, found.low, found.high) == pytest.approx((having / documents, low, high), abs=1e-4)
+
+
+def test_every_measure_is_defined_in_the_docs() -> None:
+    """Guards against a column that no page explains."""
+    page = Path("docs/quality.md").read_text()
+    assert not [name for name in MEASURES if f"`{name}`" not in page and f"`{name.rstrip('0123456789')}" not in page]
+    assert all(entry.definition and entry.better in ("smaller", "greater", None) for entry in MEASURES.values())
 
 
 def test_chosen_places_are_spread_evenly() -> None:

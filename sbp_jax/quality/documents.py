@@ -85,7 +85,7 @@ def _by_itself(
         held += [hits.get(number) for number in range(len(own.offsets) - 1)]
     return {
         "words": pa.array(_joined([np.diff(own.offsets) for own in found.words], np.int64)),
-        "tokens": pa.array([len(ids) for ids in tokenizer.encode_batch(list(texts))], pa.int64()),
+        "tokens": pa.array(_tokens(texts, tokenizer), pa.int64()),
         "repetition": pa.array(_joined([repetition(own) for own in found.words], np.float32)),
         "language": pa.array(list(map(language, texts)), pa.string()),
         "contaminated_by": pa.array([item.file if item else "" for item in held], pa.string()),
@@ -93,6 +93,12 @@ def _by_itself(
             [f"line {item.line}: {item.text[: contamination.SHOWN]}" if item else "" for item in held], pa.string()
         ),
     }
+
+
+def _tokens(texts: Sequence[str], tokenizer: TextTokenizer) -> list[int]:
+    """Tokens of each text; some texts at a time, as the tokenizer holds many bytes for each token."""
+    starts = range(0, len(texts), BATCH)
+    return [len(ids) for start in starts for ids in tokenizer.encode_batch(list(texts[start : start + BATCH]))]
 
 
 def _against_all(
