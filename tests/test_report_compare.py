@@ -29,13 +29,19 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 def _run(
-    workdir: Path, experiment: Experiment, losses: dict[str, float], corpus: str = "corpus", skipped: int = 0
+    workdir: Path,
+    experiment: Experiment,
+    losses: dict[str, float],
+    corpus: str = "corpus",
+    skipped: int = 0,
+    tokens: int = TARGETS,
 ) -> Path:
     """A work folder with a finished report and the scores behind it; every document is as hard in each run.
 
     Args:
       corpus: whose key the documents have.
       skipped: test documents that are not there.
+      tokens: of a document, whatever it has of bytes.
     """
     hard = np.random.default_rng(0).normal(0, 1, DOCUMENTS)[skipped:]
     inputs, rows = {"documents": corpus}, []
@@ -43,9 +49,11 @@ def _run(
         for seed in experiment.seeds:
             own = np.random.default_rng([seed, len(arm.name), len(experiment.name)]).normal(0, 0.01, len(hard))
             nats = TARGETS * (losses[arm.name] + hard + own)
-            columns = {"ordinal": np.arange(skipped, DOCUMENTS), "nats": nats, "targets": np.full(len(hard), TARGETS)}
+            columns = {"ordinal": np.arange(skipped, DOCUMENTS), "nats": nats, "targets": np.full(len(hard), tokens)}
             table = pa.table(columns | {"bytes": np.full(len(hard), 4 * TARGETS)})
-            recipe = Recipe("score", 1, {"losses": losses, "arm": arm.name, "seed": seed, "skipped": skipped}, {})
+            recipe = Recipe(
+                "score", 1, {"losses": losses, "arm": arm.name, "seed": seed, "skipped": skipped, "tokens": tokens}, {}
+            )
             output = Output(epath.Path(workdir / f"artifacts/score-{arm.name}-{seed}" / recipe.key), recipe, "score")
             output.shard(0, ".parquet", partial(parquet.write, table=table))
             output.finish()
@@ -94,6 +102,13 @@ def test_the_same_documents_give_a_paired_interval(tmp_path: Path) -> None:
         assert difference["difference"] == pytest.approx(expected, abs=0.003)
         assert difference["low"] < expected + 0.001 and difference["high"] > expected - 0.001
         assert difference["high"] - difference["low"] < 0.05
+
+
+def test_other_tokenizers_are_compared_by_bytes(tmp_path: Path) -> None:
+    """Guards against nats per token of two tokenizers: half as many tokens are no better a model."""
+    difference = _arm(compare(open_all(_both(tmp_path, tokens=TARGETS // 2))), "sbp")
+    assert difference["paired"] and difference["unit"] == "bits per byte"
+    assert difference["difference"] == pytest.approx(-0.1 / np.log(2) / 4, abs=0.001)
 
 
 @pytest.mark.parametrize(

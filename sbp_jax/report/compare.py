@@ -8,11 +8,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from sbp_jax.report.results import document_losses
+from sbp_jax.artifacts import Artifact, parquet
+from sbp_jax.report.losses import TEST, bounds
 from sbp_jax.report.runs import Run
-from sbp_jax.scoring.ratio import ratio
+from sbp_jax.scoring.scores import Columns, Scores
 
 PLACES = ("corpus.paths", "name", "note")  # fields that a run may differ in without being another experiment
 LEDGER = (
@@ -111,36 +110,43 @@ def _difference(arm: str, first: Run, other: Run) -> dict[str, Any] | None:
     if first.keys.get("documents") is None or first.keys["documents"] != other.keys.get("documents"):
         why = "the corpora are not known to be the same"
     else:
-        scored = [_scored(run, arm) for run in (first, other)]
-        if scored[0] is None or scored[1] is None:
+        scored = {run.place: _scored(run, arm) for run in (first, other)}
+        if not all(scored.values()):
             why = "the scores of single documents are gone"
-        elif not np.array_equal(scored[0]["ordinals"], scored[1]["ordinals"]):
-            why = "other test documents"
         else:
-            return _paired(scored[0], scored[1])
+            found = _paired(scored[first.place], scored[other.place])
+            if found is not None:
+                return found
+            why = "other test documents"
     return _unpaired(rows[0], rows[1]) | {"paired": False, "why": why}
 
 
-def _scored(run: Run, arm: str) -> dict[str, np.ndarray] | None:
-    """Nats of each test document, the mean over seeds, with its ordinal, targets and, where known, bytes."""
-    found = [run.artifact(f"scored/{arm}/{seed}") for seed in run.summary["seeds"]]
-    made = [artifact for artifact in found if artifact is not None]
-    if not made:
+def _scored(run: Run, arm: str) -> dict[int, Artifact]:
+    """The scores of an arm on the test documents by seed, those that are still there."""
+    found = {seed: run.artifact(f"scored/{arm}/{seed}") for seed in run.summary["seeds"]}
+    return {seed: artifact for seed, artifact in found.items() if artifact is not None}
+
+
+def _paired(first: dict[int, Artifact], other: dict[int, Artifact]) -> dict[str, Any] | None:
+    """The paired difference, None where the documents are not the same: in bits per byte if the tokenizers differ."""
+    tables = [parquet.read(next(iter(runs.values()))).sort_by("ordinal") for runs in (first, other)]
+    if not tables[0]["ordinal"].equals(tables[1]["ordinal"]):
         return None
-    losses = document_losses(made)
-    return {"ordinals": losses.ordinals, "nats": losses.nats, "targets": losses.targets}
+    same = tables[0]["targets"].equals(tables[1]["targets"])
+    found = Scores({"first": first, "other": other}, _of_tokens if same else _of_bytes, TEST)
+    difference = found.difference("other", "first") or found.of("other") - found.of("first")
+    unit = "nats per token" if same else "bits per byte"
+    return bounds(difference, "difference") | {"unit": unit, "paired": True, "why": None}
 
 
-def _paired(first: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, Any]:
-    found = ratio(other["nats"] - first["nats"], first["targets"], first["ordinals"])
-    return {
-        "difference": found.value,
-        "low": found.low,
-        "high": found.high,
-        "unit": "nats per token",
-        "paired": True,
-        "why": None,
-    }
+def _of_tokens(scored: Artifact) -> Columns:
+    table = parquet.read(scored, ["ordinal", "nats", "targets"])
+    return table["ordinal"].to_numpy(), table["nats"].to_numpy(), table["targets"].to_numpy()
+
+
+def _of_bytes(scored: Artifact) -> Columns:
+    table = parquet.read(scored, ["ordinal", "nats", "bytes"])
+    return table["ordinal"].to_numpy(), table["nats"].to_numpy() / math.log(2), table["bytes"].to_numpy()
 
 
 def _unpaired(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.report.examples import SHOWN, marked
 from sbp_jax.report.excerpts import READ, Piece, windowed
-from sbp_jax.report.results import rows_at
+from sbp_jax.report.results import rows_at, shards
 from sbp_jax.text.shingles import WORDS, mixed
 
 
@@ -23,16 +23,19 @@ def sample(pairs: Artifact, documents: Artifact, number: int, wanted: list[str] 
       has the columns of the pair and `d1_id`, `d1_text`, `d2_id` and `d2_text`.
     """
     best: dict[str, pa.Table] = {}
-    for table in parquet.tables(pairs):
-        table = table.append_column("hash", pa.array(hashes(table["d1"].to_numpy(), table["d2"].to_numpy())))
+    for shard in shards(pairs):
+        table = parquet.table(pairs.file(shard.name), ["d1", "d2", "verdict"])
+        places = np.arange(shard.first, shard.first + table.num_rows)
+        columns = {"place": places, "hash": hashes(table["d1"].to_numpy(), table["d2"].to_numpy())}
+        table = pa.table({"verdict": table["verdict"], **columns})
         for verdict in pc.unique(table["verdict"]).to_pylist():
             if wanted is None or verdict in wanted:
                 found = table.filter(pc.equal(table["verdict"], verdict))
                 found = pa.concat_tables([best[verdict], found]) if verdict in best else found
-                places = pc.select_k_unstable(found, number, [("hash", "ascending")])
-                best[verdict] = found.take(places).combine_chunks()
+                first = pc.select_k_unstable(found, number, [("hash", "ascending")])
+                best[verdict] = found.take(first).combine_chunks()
     order = sorted(best, key=lambda verdict: (verdict != "accepted", verdict))
-    rows = [row for verdict in order for row in best[verdict].drop_columns("hash").to_pylist()]
+    rows = rows_at(pairs, [place for verdict in order for place in best[verdict]["place"].to_pylist()])
     for side in ("d1", "d2"):
         texts = rows_at(documents, [row[side] for row in rows], ["id", "text"])
         for row, document in zip(rows, texts, strict=True):

@@ -62,7 +62,7 @@ def _similarities(neighbors: Artifact, pairs: Artifact, settings: Pairs) -> dict
     offered, asked = np.zeros(len(grid), np.int64), _Best(grid)
     for table in parquet.tables(neighbors, ["query", "similarity"]):
         similarity = table["similarity"].to_numpy()
-        histogram += np.histogram(np.clip(similarity, -1, 1), edges)[0]
+        histogram += _binned(similarity, edges)
         offered += reaching(grid, similarity)
         asked.add(table["query"].to_numpy(), similarity)
 
@@ -74,9 +74,9 @@ def _similarities(neighbors: Artifact, pairs: Artifact, settings: Pairs) -> dict
     for table in parquet.tables(pairs, ["d1", "similarity", "containment", "tokens", "verdict"]):
         verdict, similarity = table["verdict"], table["similarity"].to_numpy()
         verdicts += value_counts(verdict)
-        kept += np.histogram(np.clip(similarity, -1, 1), edges)[0]
+        kept += _binned(similarity, edges)
         copied = table["containment"].to_numpy() >= np.float32(settings.near_duplicate)
-        copies += np.histogram(np.clip(similarity[copied], -1, 1), edges)[0]
+        copies += _binned(similarity[copied], edges)
         least = min(least, float(similarity.min(initial=1.0)))
         good = pc.equal(verdict, ACCEPTED).to_numpy()
         beginning.add(table["d1"].to_numpy()[good], similarity[good])
@@ -111,6 +111,11 @@ def _similarities(neighbors: Artifact, pairs: Artifact, settings: Pairs) -> dict
     }
 
 
+def _binned(similarity: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Counts between edges that are evenly spread from -1 to 1, which NumPy need not search for."""
+    return np.histogram(np.clip(similarity, -1, 1), len(edges) - 1, (-1.0, 1.0))[0]
+
+
 class _Best:
     """How many documents reach each threshold with the best of their pairs, which stand one after another."""
 
@@ -137,9 +142,7 @@ class _Best:
 def reaching(grid: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """How many values, or what weight of them, is at least each entry of a rising grid; int64."""
     places = np.searchsorted(grid, values, side="right")
-    weights = np.ones(len(values), np.int64) if weights is None else weights.astype(np.int64)
-    sums = np.zeros(len(grid) + 1, np.int64)
-    np.add.at(sums, places, weights)
+    sums = np.bincount(places, weights, len(grid) + 1).astype(np.int64)  # exact: below 2^53
     return sums[::-1].cumsum()[::-1][1:]
 
 
@@ -166,6 +169,8 @@ def _hubs(pairs: Artifact, documents: Artifact, settings: Pairs) -> list[dict[st
     top: dict[int, int] = {}
     for table in parquet.tables(pairs, ["d2", "similarity", "target_rank"]):
         near = table.filter(pc.greater_equal(table["similarity"], pa.scalar(settings.threshold, pa.float32())))
+        least = min(top.values()) - 1 if len(top) == HUBS else 0
+        near = near.filter(pc.greater_equal(near["target_rank"], least))  # of the others none gets among the first
         targets = near.group_by("d2").aggregate([("target_rank", "max")])
         order = [("target_rank_max", "descending"), ("d2", "ascending")]
         for row in targets.sort_by(order).slice(0, HUBS).to_pylist():
@@ -215,13 +220,23 @@ def _screened(screened: Artifact) -> dict[str, Any]:
 
 
 def _most_common(artifact: Artifact, column: str) -> Counter[str]:
-    """Values of a column with how often each occurs, most often first."""
-    counts: Counter[str] = Counter()
+    """Values of a column with how often each occurs, most often first, then by name."""
+    held = pa.table({"value": pa.array([], pa.string()), "number": pa.array([], pa.int64())})
     for table in parquet.tables(artifact, [column]):
-        counts += value_counts(table[column])
-        if len(counts) > 10 * COUNTED:
-            counts = Counter(dict(counts.most_common(COUNTED)))
-    return Counter(dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:COUNTED]))
+        counts = pc.value_counts(table[column])
+        own = pa.table({"value": counts.field("values"), "number": counts.field("counts")})
+        held = pa.concat_tables([held, own])
+        if held.num_rows > 20 * COUNTED:
+            held = _summed(held)
+            held = held.slice(0, COUNTED) if held.num_rows > 10 * COUNTED else held
+    first = _summed(held).slice(0, COUNTED)
+    return Counter(dict(zip(first["value"].to_pylist(), first["number"].to_pylist(), strict=True)))
+
+
+def _summed(counts: pa.Table) -> pa.Table:
+    """Each value once, with the sum of its numbers, greatest first."""
+    summed = counts.group_by("value").aggregate([("number", "sum")]).rename_columns(["value", "number"])
+    return summed.sort_by([("number", "descending"), ("value", "ascending")])
 
 
 def value_counts(column: pa.ChunkedArray) -> Counter[Any]:

@@ -1,23 +1,26 @@
 """What a report is made from: the artifacts of one experiment, and how to read them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.json
 import pyarrow.parquet as pq
+from etils import epath
 
 from sbp_jax.accounting.charges import Entry
-from sbp_jax.artifacts import Artifact, parquet
+from sbp_jax.artifacts import Artifact
 from sbp_jax.config import Experiment
 from sbp_jax.model.huggingface import CONFIG
 from sbp_jax.training.export import FINAL, LEDGER
 from sbp_jax.training.loop import METRICS
-from sbp_jax.training.metrics import read_metrics
 
 Runs = Mapping[str, Mapping[int, Artifact]]  # by arm and seed
+RUNS = 256  # whose losses are kept
 SAMPLE, SAMPLED_SHARDS = 512, 8  # real documents that synthetic ones are compared with, and shards read for them
 
 
@@ -79,15 +82,6 @@ class Curve:
     validation: np.ndarray
 
 
-@dataclass(frozen=True)
-class DocumentLosses:
-    """Nats of each test document under one arm (the mean over its seeds), and its number of targets."""
-
-    ordinals: np.ndarray
-    nats: np.ndarray
-    targets: np.ndarray
-
-
 def ledger(trained: Artifact) -> dict[str, dict[str, Any]]:
     """Planned and seen tokens, rows and epochs of a finished run, by stream."""
     return json.loads(trained.file(LEDGER).read_text())
@@ -110,25 +104,20 @@ def vocabulary(trained: Artifact) -> int:
 
 
 def curve(trained: Artifact) -> Curve:
-    """The losses of a finished run."""
-    lines = read_metrics(trained.file(METRICS))
-    tokens = np.cumsum([line["targets"] for line in lines])
-    validated = [place for place, line in enumerate(lines) if "validation" in line]
-    training = np.array([line["loss"] for line in lines])
-    return Curve(tokens, training, tokens[validated], np.array([lines[place]["validation"] for place in validated]))
+    """The losses of a finished run; those of one run are read once."""
+    return _curve(str(trained.file(METRICS)))
 
 
-def document_losses(scored: Iterable[Artifact]) -> DocumentLosses:
-    """The losses of one arm's runs on the same test documents.
-
-    Raises:
-      ValueError: the runs were scored on different documents, which is a fault of the program.
-    """
-    tables = [parquet.read(artifact).sort_by("ordinal") for artifact in scored]
-    if any(not table["ordinal"].equals(tables[0]["ordinal"]) for table in tables):
-        raise ValueError("the seeds of an arm were scored on different documents")
-    nats = np.mean([table["nats"].to_numpy() for table in tables], axis=0)
-    return DocumentLosses(tables[0]["ordinal"].to_numpy(), nats, tables[0]["targets"].to_numpy().astype(np.float64))
+@lru_cache(maxsize=RUNS)
+def _curve(path: str) -> Curve:
+    schema = pa.schema([("targets", pa.int64()), ("loss", pa.float64()), ("validation", pa.float64())])
+    options = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    with epath.Path(path).open("rb") as stream:
+        table = pyarrow.json.read_json(stream, parse_options=options)
+    tokens = np.cumsum(table["targets"].to_numpy())
+    validation = table["validation"].to_numpy()
+    validated = np.flatnonzero(~np.isnan(validation))
+    return Curve(tokens, table["loss"].to_numpy(), tokens[validated], validation[validated])
 
 
 def rows_at(artifact: Artifact, ordinals: Sequence[int], columns: list[str] | None = None) -> list[dict[str, Any]]:
