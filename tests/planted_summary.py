@@ -160,7 +160,9 @@ def quality(pairs: str) -> dict[str, Any]:
         "measures": MEASURES,
         "distances": distances,
         "judged": {"model": "a planted judge", "answered_by": ["planted"], "questions": [judged]},
-        "collapsed": [{"group": "accepted", "measure": "opening", "value": 0.4, "real": 0.01}],
+        "collapsed": [
+            {"group": "accepted", "measure": "opening", "value": 0.4, "real": 0.01, "told": "many begin alike"}
+        ],
         "openings": [{"group": "accepted", "opening": "<i>once upon a time", "documents": 80, "share": 0.4}],
         "finishes": {"generated": {"end": 0.9, "length": 0.1}},
     }

@@ -166,6 +166,22 @@ def test_a_template_is_a_collapse_and_real_text_is_none(tmp_path: Path) -> None:
     assert row["compression"] > real["compression"]
 
 
+def test_a_template_with_slots_is_a_collapse_without_a_common_passage(tmp_path: Path) -> None:
+    """Guards against a look at openings and passages alone."""
+    random = np.random.default_rng(0)
+
+    def filled(number: int) -> str:
+        slots = [f"s{value}" for value in random.integers(0, 40, 12)]
+        return " ".join(f"{word} of the {slot} and its" for word, slot in zip(slots, slots[1:], strict=False))
+
+    found = _of(measured(tmp_path / "quality", inputs(tmp_path, REAL, PAIRS, [{"text": filled(n)} for n in range(60)])))
+    assert {(flag["group"], flag["measure"]) for flag in found["collapsed"]} == {
+        (group, measure) for group in ("generated", "accepted") for measure in ("distinct_4", "compression")
+    }
+    (told,) = {flag["told"] for flag in found["collapsed"] if flag["measure"] == "compression"}
+    assert told.startswith("they compress ")
+
+
 def test_distinct_ngrams_are_counted_in_equally_many_words(tmp_path: Path) -> None:
     """Guards against a larger set that looks less varied because it is larger."""
     made = [{"text": text(300 + number, 60, 300)} for number in range(200)]

@@ -82,7 +82,7 @@ def rows(documents: pa.Table, sizes: Mapping[str, int]) -> dict[str, Any]:
         "languages": {name: _shares(groups[name], "language") for name in SETS},
         "openings": openings,
         "passages": passages,
-        "collapsed": collapsed(made, samples.REAL, ("opening", "passage")),
+        "collapsed": collapsed(made, samples.REAL),
         "distances": relevance.histograms({name: _numbers(groups[name], "similarity") for name in PAIRED}),
     }
 

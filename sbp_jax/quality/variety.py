@@ -5,7 +5,7 @@ taken from the documents in a shuffled order.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,6 +22,7 @@ PASSAGE = 8  # words of a passage that many documents may share
 SHOWN = 5  # openings of each set that are told
 HEAD = 2000  # characters of a document in which its opening is looked for
 FACTOR = 2.0  # a share that is so many times that of real text, interval against interval, is a collapse
+ODDS = 1.5  # as is variety that is so many times less
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,41 @@ def _passage(texts: Sequence[str]) -> tuple[str, int]:
     return " ".join(found[place : place + PASSAGE]), int(most)
 
 
-def collapsed(rows: Sequence[dict[str, Any]], reference: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Sets whose share of one opening or passage is surely a multiple of that of real text."""
+def collapsed(rows: Sequence[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Where a set is so much more alike than real text that its documents must come from a template.
+
+    Openings and passages by their intervals: the lower bound above FACTOR times the upper one of real text. Templates
+    with slots have neither; they show in fewer different n-grams and in compression, each by more than ODDS.
+
+    Returns:
+      `group`, `measure`, `value`, that of `real` text, and what is `told` of it in words.
+    """
     real = next((row for row in rows if row["group"] == reference), None)
     flags = []
-    for row in rows:
-        for name in names:
-            if real is None or row is real or row.get(name) is None or real.get(name) is None:
-                continue
-            if row[f"{name}_low"] > FACTOR * real[f"{name}_high"]:
-                flags.append({"group": row["group"], "measure": name, "value": row[name], "real": real[name]})
+    for row in rows if real is not None else []:
+        for name, (is_one, told) in _SIGNS.items():
+            if row is not real and row.get(name) is not None and real is not None and real.get(name) is not None:
+                if is_one(row, real):
+                    values = {"value": row[name], "real": real[name]}
+                    flags.append({"group": row["group"], "measure": name, **values, "told": told.format(**values)})
     return flags
+
+
+_SIGNS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], bool], str]] = {
+    "opening": (
+        lambda own, real: own["opening_low"] > FACTOR * real["opening_high"],
+        f"{{value:.1%}} of them begin with the same {OPENING} words, of real ones {{real:.1%}}",
+    ),
+    "passage": (
+        lambda own, real: own["passage_low"] > FACTOR * real["passage_high"],
+        f"{{value:.1%}} of them hold the same {PASSAGE} words, of real ones {{real:.1%}}",
+    ),
+    "distinct_4": (
+        lambda own, real: own["distinct_4"] * ODDS < real["distinct_4"],
+        "{value:.1%} of their 4-word n-grams are different ones, of real ones {real:.1%}",
+    ),
+    "compression": (
+        lambda own, real: own["compression"] > ODDS * real["compression"],
+        "they compress {value:.1f} times, real ones {real:.1f} times",
+    ),
+}
