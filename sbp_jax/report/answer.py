@@ -76,6 +76,15 @@ def rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict.fromkeys(BUDGETS) | row for row in found.values()]
 
 
+def reasons(summary: dict[str, Any]) -> list[str]:
+    """Why gaps are undefined, each reason once; of those that differ in the arm's name alone the first arm's."""
+    told: dict[tuple[str, str], str] = {}
+    for gap in summary["gaps"]:
+        if gap["reason"]:
+            told.setdefault((gap["budget"], gap["reason"].replace(gap["arm"], "")), f"{gap['arm']}: {gap['reason']}")
+    return list(told.values())
+
+
 def _gap(summary: dict[str, Any], arm: str | None, budget: str) -> dict[str, Any] | None:
     for gap in summary["gaps"]:
         if (gap["arm"], gap["set"], gap["budget"]) == (arm, TEST, budget):
@@ -85,7 +94,12 @@ def _gap(summary: dict[str, Any], arm: str | None, budget: str) -> dict[str, Any
 
 def _words(gap: dict[str, Any]) -> dict[str, Any]:
     if gap["closed"] is None:
-        return {"value": "undefined", "interval": None, "reason": gap["reason"], "against": _against(gap)}
+        return {
+            "value": "undefined",
+            "interval": None,
+            "reason": gap["reason"].partition(";")[0],
+            "against": _against(gap),
+        }
     value, interval = percent(gap["closed"], 0), None
     if gap["low"] is not None:
         interval = f"{percent(gap['low'], 0)} to {percent(gap['high'], 0)}"

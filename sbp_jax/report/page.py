@@ -25,6 +25,7 @@ def render(summary: dict[str, Any], results: Results, source: str) -> str:
         "headline": answer.headline(summary),
         "cards": answer.cards(summary),
         "gaps": answer.rows(summary),
+        "reasons": answer.reasons(summary),
         "differences": answer.differences_chart(summary, colors),
         "arms": arms,
         "colors": colors,

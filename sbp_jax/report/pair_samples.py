@@ -9,25 +9,30 @@ import pyarrow.compute as pc
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.report.examples import SHOWN, marked
 from sbp_jax.report.excerpts import READ, Piece, windowed
-from sbp_jax.report.results import rows_at, shards
+from sbp_jax.report.results import rows_at, shards, spread, within
 from sbp_jax.text.shingles import WORDS, mixed
+
+SHARDS = 4  # of the corpus
 
 
 def sample(pairs: Artifact, documents: Artifact, number: int, wanted: list[str] | None = None) -> dict[str, Any]:
     """At most `number` pairs of each verdict, or of the wanted ones, with the texts of both sides.
 
-    Which pairs is decided by a hash of their two ordinals: chance without a seed, the same whatever the shards are.
+    Which pairs is decided by a hash of their two ordinals: chance without a seed. So that little is read, both
+    documents are of the same few shards of the corpus, where it has more than `SHARDS`.
 
     Returns:
       Lists of rows by verdict, the verdict with most pairs in the sample first where `wanted` says nothing; each row
       has the columns of the pair and `d1_id`, `d1_text`, `d2_id` and `d2_text`.
     """
     best: dict[str, pa.Table] = {}
+    inside = spread(shards(documents), SHARDS)
     for shard in shards(pairs):
         table = parquet.table(pairs.file(shard.name), ["d1", "d2", "verdict"])
         places = np.arange(shard.first, shard.first + table.num_rows)
         columns = {"place": places, "hash": hashes(table["d1"].to_numpy(), table["d2"].to_numpy())}
-        table = pa.table({"verdict": table["verdict"], **columns})
+        near = within(inside, table["d1"].to_numpy()) & within(inside, table["d2"].to_numpy())
+        table = pa.table({"verdict": table["verdict"], **columns}).filter(pa.array(near))
         for verdict in pc.unique(table["verdict"]).to_pylist():
             if wanted is None or verdict in wanted:
                 found = table.filter(pc.equal(table["verdict"], verdict))

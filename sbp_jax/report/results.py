@@ -153,6 +153,19 @@ def shards(artifact: Artifact, prefix: str = "part") -> list[Shard]:
     return found
 
 
+def spread(held: Sequence[Shard], number: int) -> list[Shard]:
+    """At most `number` shards, spread evenly over all of them."""
+    return [held[place] for place in sorted({int(place) for place in np.linspace(0, len(held) - 1, number)})]
+
+
+def within(inside: Sequence[Shard], ordinals: np.ndarray) -> np.ndarray:
+    """Whether each place among all rows is in one of some shards, which rise."""
+    starts = np.array([shard.first for shard in inside])
+    stops = np.array([shard.first + shard.rows for shard in inside])
+    place = np.searchsorted(starts, ordinals, side="right") - 1
+    return (place >= 0) & (ordinals < stops[np.maximum(place, 0)])
+
+
 def _table(artifact: Artifact, name: str, columns: list[str] | None = None) -> pa.Table:
     with artifact.file(name).open("rb") as stream:
         return pq.read_table(stream, columns=columns)

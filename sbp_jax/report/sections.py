@@ -11,11 +11,12 @@ from sbp_jax.report import charts, forest
 from sbp_jax.report.charts import Series
 from sbp_jax.report.environment import label
 from sbp_jax.report.forest import Stack
-from sbp_jax.report.results import Results, sample_texts
+from sbp_jax.report.results import Results, sample_texts, shards, spread
 from sbp_jax.report.svg import compact
 from sbp_jax.text.shingles import words
 
 LENGTH_BINS = 16
+WRITTEN = 192  # shards of synthetic documents whose lengths are counted
 STEPS = ("embedding", "search", "base", "tuning", "generation", "training")  # that operations are counted of
 
 
@@ -75,11 +76,12 @@ def distances(measured: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def lengths_chart(results: Results) -> Markup | None:
-    """Histogram of the words of accepted documents and of real ones; all longer ones stand in the last bin."""
+    """Histogram of the words of accepted documents and of real ones, samples; longer ones stand in the last bin."""
     if results.synthetic is None or results.synthetic.rows == 0:
         return None
     real = np.diff(words(list(sample_texts(results.documents, results.splits, "capped"))).offsets)
-    counted = np.concatenate([table["words"].to_numpy() for table in parquet.tables(results.synthetic, ["words"])])
+    read = [results.synthetic.file(shard.name) for shard in spread(shards(results.synthetic), WRITTEN) if shard.rows]
+    counted = np.concatenate([parquet.table(path, ["words"])["words"].to_numpy() for path in read])
     longest = max(np.quantile(real, 0.98), np.quantile(counted, 0.98))
     step = max(5, 5 * math.ceil(longest / LENGTH_BINS / 5))
     edges = np.arange(0, step * (LENGTH_BINS + 1), step)

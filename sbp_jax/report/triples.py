@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from sbp_jax.artifacts import Artifact
 from sbp_jax.report.pair_samples import hashes
 from sbp_jax.report.pairs import ACCEPTED
-from sbp_jax.report.results import Shard, rows_at, shards
+from sbp_jax.report.results import Shard, rows_at, shards, spread, within
 
 NUMBER = 240  # of which at least a third are rejected documents, where there are so many
-SHARDS = 12  # of the corpus, and how many of each kind of synthetic shards
-WRITTEN = 192
+SHARDS = 12  # of the corpus
+WRITTEN = 192  # of accepted documents, and as many of rejected ones
 SCORES = ("words", "copied", "repetition", "seed_overlap", "seed_common", "held_out", "similarity", "logprob")
 LINEAGE = ("sample", "key", "synthesizer", "step", "engine", "temperature", "top_p", "new_tokens", "conditioning_ids")
 
@@ -32,12 +32,13 @@ def triples(synthetic: Artifact, pairs: Artifact, documents: Artifact, number: i
       `id`, `text`, `verdict`, `finish`, and, None where there is none, `seed_id`, `seed_text`, `source`, `target_id`,
       `target_text`, `pair_similarity`, and what the row says of scores and lineage.
     """
-    inside = _chosen(shards(documents), SHARDS)
+    inside = spread(shards(documents), SHARDS)
     candidates = _candidates(synthetic, inside)
     seeds = np.unique(candidates["seed"].drop_null().to_numpy())
     nearest = {row["d1"]: row for row in _nearest(pairs, seeds)}
     if len(inside) < len(shards(documents)):
-        nearest = {seed: pair for seed, pair in nearest.items() if _within(inside, pair["d2"])}
+        both = within(inside, np.array([pair["d2"] for pair in nearest.values()], np.int64))
+        nearest = {seed: pair for (seed, pair), there in zip(nearest.items(), both, strict=True) if there}
         seedless = pc.is_null(candidates["seed"])
         candidates = candidates.filter(pc.or_(seedless, pc.is_in(candidates["seed"], pa.array([*nearest], pa.int64()))))
     rows = _by_turns(candidates, number)
@@ -69,22 +70,11 @@ def _target(nearest: dict[int, dict[str, Any]], row: dict[str, Any]) -> int | No
     return pair["d2"] if pair else None
 
 
-def _chosen(held: list[Shard], number: int) -> list[Shard]:
-    """At most `number` shards, spread evenly."""
-    return [held[place] for place in sorted({int(place) for place in np.linspace(0, len(held) - 1, number)})]
-
-
-def _within(inside: list[Shard], ordinal: int) -> bool:
-    return any(shard.first <= ordinal < shard.first + shard.rows for shard in inside)
-
-
 def _candidates(synthetic: Artifact, inside: list[Shard]) -> pa.Table:
     """Rows of synthetic documents, without their texts, whose seed lies in some shards of the corpus, or is none."""
     found = []
-    starts = np.array([shard.first for shard in inside])
-    stops = np.array([shard.first + shard.rows for shard in inside])
     for prefix in ("part", "rejected"):
-        for shard in _chosen(shards(synthetic, prefix), WRITTEN):
+        for shard in spread(shards(synthetic, prefix), WRITTEN):
             if not shard.rows:
                 continue
             with synthetic.file(shard.name).open("rb") as stream:
@@ -97,9 +87,7 @@ def _candidates(synthetic: Artifact, inside: list[Shard]) -> pa.Table:
             table = table.append_column("row", pa.array(np.arange(table.num_rows)))
             table = table.append_column("hash", pa.array(_hashes(table, shard.first)))
             seed = table["seed"].fill_null(-1).to_numpy()
-            place = np.searchsorted(starts, seed, side="right") - 1
-            there = (seed < 0) | ((place >= 0) & (seed < stops[np.maximum(place, 0)]))
-            found.append(table.filter(pa.array(there)))
+            found.append(table.filter(pa.array((seed < 0) | within(inside, seed))))
     return pa.concat_tables(found)
 
 
