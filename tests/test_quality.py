@@ -143,6 +143,9 @@ def test_copies_of_another_synthetic_document_are_duplicates_at_n(tmp_path: Path
     assert [row["near_duplicates"] for row in rows] == [2, 2, 2, 1, 1, 0, 0, 0, 0, 0]
     row = _row(found, "generated")
     two, one = (1 - np.prod([(10 - i) / (39 - i) for i in range(k)]) for k in (2, 1))
+    for name, measure in found["measures"].items():  # an interval of a share ends where shares do
+        if measure["unit"] == "share" and row.get(f"{name}_low") is not None:
+            assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1
     assert found["drawn"] == 30 and row["documents_in_all"] == 40
     assert row["duplicates"] == pytest.approx((3 * two + 2 * one) / 40)
     assert row["duplicates_all"] == pytest.approx(5 / 40)
