@@ -262,3 +262,19 @@ def test_a_prompt_that_leaves_no_room_is_an_error(parameters: Parameters, length
 
 def test_no_requests_give_no_completions(parameters: Parameters) -> None:
     assert list(_engine(parameters).generate([])) == []
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_request_that_has_enough_ends_and_leaves_nothing_behind(parameters, ahead):
+    """Guards a stopped text that is changed or goes on, and a slot that writes for nobody or into others' pages."""
+    engine, requests = _engine(parameters, slots=4, ahead=ahead), _requests(9, GREEDY)
+    whole = {done.request.number: done for done in engine.generate(requests)}
+    stopping = [replace(request, stop=lambda tokens: len(tokens) >= 7) for request in requests]
+    for done in engine.generate(stopping):
+        other = whole[done.request.number]
+        assert done.tokens.tolist() == other.tokens[: len(done.tokens)].tolist()
+        assert len(done.tokens) == len(other.tokens) or (done.finish == "stop" and 7 <= len(done.tokens) <= 10)
+    assert sum(len(done.tokens) > 10 for done in whole.values()) > 4, "too few that could be stopped"
+    assert not np.any(jax.device_get(engine._slots.rows.remaining))
+    again = {done.request.number: done.tokens.tolist() for done in engine.generate(requests)}
+    assert again == {number: done.tokens.tolist() for number, done in whole.items()}
