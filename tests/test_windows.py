@@ -135,7 +135,7 @@ def test_rows_come_while_documents_are_read():
         nonlocal read
         while True:
             read += 1
-            assert read < 14 * BLOCK, "rows wait for documents that are far off"
+            assert read < 16 * BLOCK, "rows wait for documents that are far off"
             yield from windows(read, np.array([1, 2, 3], np.int32), L, L, END)
 
     rows = pack_windows(endless(), L, END)
