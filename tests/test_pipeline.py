@@ -113,6 +113,7 @@ def test_a_text_set_is_scored_for_every_arm_and_makes_no_other_artifact_anew(exp
     assert {name for name in before if before[name] != after[name]} == {"report"}
     made = {"texts-mine", "tokens-text-mine", "rows-text-mine", "copies-mine"}
     assert set(after) - set(before) == made | {f"score-mine-{arm.name}-0" for arm in experiment.arms}
+    assert "rows-text-mine" in Pipeline(more, str(tmp_path))._select("train-repetition-0", None), "made before it"
     for arm in experiment.arms:
         assert nodes[f"train-{arm.name}-0"].watched == {"text/mine": "rows-text-mine"}
         assert nodes["report"].inputs[f"text/mine/{arm.name}/0"] == f"score-mine-{arm.name}-0"
