@@ -55,5 +55,5 @@ def spent(summary: dict[str, Any]) -> str | None:
     shown = [row["arm"] for row in summary["arms"] if row["sweep"] is None and row["synthetic_share_asked"]]
     if BASE_ARM not in totals or not shown:
         return None
-    times = ", ".join(f"{arm} {totals[arm] / totals[BASE_ARM]:.2f} times" for arm in shown)
-    return f"Operations in all, those of making the text included, as many as {BASE_ARM}'s: {times}."
+    times = ", ".join(f"{arm} {totals[arm] / totals[BASE_ARM]:.2f}" for arm in shown)
+    return f"All that an arm took, its synthetic text included, as a multiple of {BASE_ARM}'s operations: {times}."

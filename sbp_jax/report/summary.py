@@ -28,12 +28,11 @@ from sbp_jax.report.losses import (
 )
 from sbp_jax.report.pairs import ACCEPTED, TOO_DISTANT, evidence, value_counts
 from sbp_jax.report.results import Curve, Results, curve, ledger, real_epochs, synthetic_tokens, vocabulary
-from sbp_jax.report.sentences import answers
 from sbp_jax.report.swept import swept
 from sbp_jax.report.terminal import printable, text
 from sbp_jax.scoring.scores import Scores
 
-__all__ = ["answers", "printable", "summarize", "text"]
+__all__ = ["printable", "summarize", "text"]
 
 QUALITY = "quality.json"
 
