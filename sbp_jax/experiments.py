@@ -267,6 +267,9 @@ def _check_texts(experiment: Experiment) -> None:
         evaluation.stride is None or 1 <= evaluation.stride <= context,
         f"evaluation.stride is {evaluation.stride}; it is from 1 to training.context ({context}), or none",
     )
+    _demand(evaluation.limit is None or evaluation.limit > 0, f"evaluation.limit is {evaluation.limit}; 1 at least")
+    _demand((evaluation.fewshot or 0) >= 0, "evaluation.fewshot is negative; 0 shows no examples")
+    _demand(len(set(evaluation.tasks)) == len(evaluation.tasks), "evaluation.tasks has the same task twice")
     _demand(evaluation.rows_while_training >= 0, "evaluation.rows_while_training is negative; 0 scores none")
 
 

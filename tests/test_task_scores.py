@@ -123,3 +123,19 @@ def test_a_group_is_all_items_of_its_tasks(tmp_path: Path) -> None:
 
     (entry,), _ = task_scores.summarize({"group": {arm: {0: made(arm)} for arm in RIGHT}}, ARMS)
     assert entry["arms"]["sbp"]["value"] == 0.5 and entry["items"] == 4
+
+
+def test_an_accuracy_at_its_end_is_not_certain(tmp_path: Path) -> None:
+    """Guards intervals below 0, and one of no width where none of a few items is right."""
+
+    def made(arm: str, right: int) -> Artifact:
+        rows = [("t", "acc", item, float(item < right), None) for item in range(20)]
+        told = METRIC | {"metric": "acc", "value": right / 20}
+        return artifact(tmp_path / arm, {"task": "t", "items": 20, "metrics": [told]}, rows)
+
+    found = {arm: {0: made(arm, right)} for arm, right in (("repetition", 0), ("sbp", 0), ("oracle", 1))}
+    (entry,), _ = task_scores.summarize({"t": found}, ARMS)
+    assert entry["arms"]["oracle"]["low"] == 0.0 < 0.05 < entry["arms"]["oracle"]["high"]
+    assert entry["arms"]["repetition"]["low"] == 0.0 and 0.1 < entry["arms"]["repetition"]["high"] < 0.2
+    (same,) = [one for one in entry["differences"] if (one["arm"], one["against"]) == ("sbp", "repetition")]
+    assert -0.2 < same["low"] < -0.1 and 0.1 < same["high"] < 0.2

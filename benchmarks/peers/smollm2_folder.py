@@ -27,6 +27,7 @@ def main() -> None:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(settings))
     model.load_state_dict(dequantised.state_dict())
     model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
     print(json.dumps({"parameters": model.num_parameters()}))
 
 

@@ -7,6 +7,7 @@ variety, which is a matter of all texts together.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 from sbp_jax.quality import relevance, samples
 from sbp_jax.quality.corpus import NOVEL
 from sbp_jax.quality.duplicates import NEAR, probabilities
-from sbp_jax.quality.measures import HEAVY, LONGEST_N
+from sbp_jax.quality.measures import HEAVY, LONGEST_N, MEASURES
 from sbp_jax.quality.samples import PAIRED, SETS
 from sbp_jax.quality.variety import Size, Variety, collapsed, least, size, variety
 from sbp_jax.scoring.ratio import Estimate, ratio
@@ -24,7 +25,7 @@ from sbp_jax.text.language import UNDETERMINED
 
 EQUAL = (samples.REAL, samples.GENERATED, samples.KEPT)  # sets that decide how much of each is compared
 MEANS = ("copied", "held_out", "words", "tokens")  # of documents by themselves
-FRACTIONS = ("repetition", "duplicates", "duplicates_all", "seed_overlap", "copied", "held_out")  # of 1, each
+SIGNED = ("similarity",)  # all others cannot lie below 0
 Row = dict[str, Any]
 
 
@@ -179,14 +180,18 @@ def _share(name: str, having: np.ndarray) -> Row:
 def _mean(name: str, numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) -> Row:
     """A ratio of sums; None where there is nothing to divide by.
 
-    Where no document has anything of what is counted, drawing from them shows no more. But a mean of values of 1 at
-    most is no greater than the share of documents that have some, which has an interval then too.
+    Where no document has anything of what is counted, or nothing else, drawing from them shows no more. But a mean of
+    values of 1 at most is no greater than the share of documents that have some, which has an interval then too.
     """
     if len(numerators) == 0 or denominators.sum() == 0:
         return _entry(name, None)
     found = ratio(numerators, denominators, owners)
-    if name in FRACTIONS and found.value == 0:
-        found = share(0, len(np.unique(owners)))
+    fraction = MEASURES[name].unit == "share"
+    if fraction and found.value in (0.0, 1.0):
+        documents = len(np.unique(owners))
+        found = share(documents if found.value else 0, documents)
+    if name not in SIGNED and found.low is not None and found.high is not None:
+        found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0) if fraction else found.high)
     return _entry(name, found)
 
 

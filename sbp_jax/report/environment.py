@@ -57,7 +57,8 @@ def value(number: float | None, unit: str = "") -> str:
         return ""
     if unit in SHARES:
         return percent(number)
-    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}".replace("-", "−")
+    shown = f"{number:,.0f}" if 100 <= abs(number) < 1e6 else f"{number:.3g}"
+    return shown.replace("-", "−")
 
 
 def label(name: str) -> str:

@@ -20,10 +20,12 @@ from sbp_jax.config import Arm
 from sbp_jax.report.losses import bounds, contrasts, gaps
 from sbp_jax.report.results import Runs
 from sbp_jax.scoring.scores import Average, Function, Scores
+from sbp_jax.scoring.share import share
 
 RESULTS = "results.json"
 AVERAGE, ACCURACY = "average", "accuracy"
 ACCURACIES = ("acc", "exact_match")  # by falling preference; one of each task is in the average
+SHARES = ("acc", "acc_norm", "exact_match", "em", ACCURACY)  # of items that are right
 NO_QUESTIONS = ("lambada",)  # beginnings of the names of tasks that ask for a word, not for an answer
 # What the harness makes of the sum over the items by that of their weights, by the name that it has there.
 FUNCTIONS: dict[str, Function] = {
@@ -47,6 +49,11 @@ class Measured:
     told: dict[str, Any]
     values: dict[str, list[float]]
     scores: Scores | None
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share of the items, each right or wrong."""
+        return self.told["metric"].partition(",")[0] in SHARES
 
 
 def summarize(tasks: Mapping[str, Runs], arms: Sequence[Arm]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -148,7 +155,7 @@ def _entry(measured: Measured, pairs: Sequence[tuple[str, str]]) -> dict[str, An
         told: dict[str, Any] = {"value": float(np.mean(values)), "low": None, "high": None}
         if measured.scores is not None:
             told = bounds(measured.scores.of(arm), "value")
-        arms[arm] = told | {"by_seed": values}
+        arms[arm] = (_as_share(told, measured) if measured.is_share else told) | {"by_seed": values}
     differences = []
     for arm, against in pairs:
         if not {arm, against} <= set(measured.values):
@@ -156,5 +163,20 @@ def _entry(measured: Measured, pairs: Sequence[tuple[str, str]]) -> dict[str, An
         told = {"difference": arms[arm]["value"] - arms[against]["value"], "low": None, "high": None}
         made = None if measured.scores is None else measured.scores.difference(arm, against)
         found = told if made is None else bounds(made, "difference")
+        if measured.is_share and found["low"] is not None and found["low"] == found["high"]:
+            half = share(0, measured.told["items"]).high  # no item tells the two apart, of so many
+            found |= {"low": found["difference"] - half, "high": found["difference"] + half}
         differences.append({"arm": arm, "against": against} | found)
     return measured.told | {"arms": arms, "differences": differences}
+
+
+def _as_share(told: dict[str, Any], measured: Measured) -> dict[str, Any]:
+    """The same within 0 and 1; where all draws are alike, as they are where no item is right, Wilson's interval."""
+    low, high = told["low"], told["high"]
+    if low is None or high is None:
+        return told
+    if low == high:
+        items = measured.told["items"]
+        wilson = share(round(told["value"] * items), items)
+        low, high = wilson.low, wilson.high
+    return told | {"low": max(low, 0.0), "high": min(high, 1.0)}

@@ -12,6 +12,7 @@ from sbp_jax.report.sentences import answers, spent
 
 SHOWN = 300  # characters of a document in the terminal
 WIDTH = 100
+LARGE = 1000  # values from which on digits behind the point say nothing
 
 
 def text(summary: dict[str, Any]) -> str:
@@ -118,10 +119,11 @@ def _tasks(summary: dict[str, Any]) -> Rows:
         chance = "–" if task["chance"] is None else f"{task['chance']:.3f}"
         differences = {entry["arm"]: entry for entry in task["differences"] if entry["against"] == BASE_ARM}
         for arm, found in task["arms"].items():
-            value = f"{found['value']:.3f}", _between(found, ".3f")
+            form = ".3f" if abs(found["value"]) < LARGE else ".4g"  # perplexities of words go far
+            value = f"{found['value']:{form}}", _between(found, form)
             other = differences.get(arm)
-            difference = ("", "") if other is None else (f"{other['difference']:+.3f}", _between(other, "+.3f"))
-            rows.append((task["task"], task["metric"], f"{task['items']:,}", chance, arm, *value, *difference))
+            signed = ("", "") if other is None else (f"{other['difference']:+{form}}", _between(other, f"+{form}"))
+            rows.append((task["task"], task["metric"], f"{task['items']:,}", chance, arm, *value, *signed))
     return rows
 
 
