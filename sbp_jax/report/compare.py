@@ -51,7 +51,7 @@ def settings(experiments: Sequence[dict[str, Any] | None]) -> list[dict[str, Any
     """Fields that are not the same in all experiments that are known, by dotted names; an arm that one lacks is one."""
     known = [dict(_fields(experiment)) if experiment is not None else None for experiment in experiments]
     names = list(dict.fromkeys(name for fields in known if fields is not None for name in fields))
-    found = []
+    found: list[dict[str, Any]] = []
     for name in names:
         values = [None if fields is None else fields.get(name, MISSING) for fields in known]
         there = [value for value in values if value is not None]
