@@ -20,9 +20,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
 
 
 def test_the_worst_page_is_small_enough(tmp_path: Path) -> None:
-    """Guards the budget: long documents in letters of three bytes, many of them, with tags, under nine arms."""
-    long = [f"\u6f22<&>{number} " * 20_000 for number in range(40)]
-    written = [f"\u6f22<&>{number} " * 900 for number in range(300)]
+    """Guards the budget: long documents, of characters that take six bytes in the page, under nine arms."""
+    tags = "<&" * 75
+    long = [f"{tags}\u6f22{number} " * 1_000 for number in range(40)]
+    written = [f"{tags}\u6f22{number} " * 20 for number in range(300)]
     _, content = planted_page.render(tmp_path, long, written)
     assert 1_000_000 < len(content.encode()) < LARGEST
     assert "</script>" not in content.partition('id="triples-data">')[2].partition("</script>")[0]

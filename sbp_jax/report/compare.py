@@ -14,6 +14,7 @@ from sbp_jax.report.runs import Run
 from sbp_jax.scoring.scores import Columns, Scores
 
 PLACES = ("corpus.paths", "name", "note")  # fields that a run may differ in without being another experiment
+THERE, MISSING = "there", "–"  # entries of lists, such as arms, that a run has or lacks
 LEDGER = (
     ("tokens", "training tokens"),
     ("synthetic_share", "synthetic share seen"),
@@ -47,16 +48,17 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def settings(experiments: Sequence[dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """Fields that are not the same in all experiments that are known, by dotted names."""
+    """Fields that are not the same in all experiments that are known, by dotted names; an arm that one lacks is one."""
     known = [dict(_fields(experiment)) if experiment is not None else None for experiment in experiments]
     names = list(dict.fromkeys(name for fields in known if fields is not None for name in fields))
-    found = []
+    found: list[dict[str, Any]] = []
     for name in names:
-        values = [None if fields is None else fields.get(name, "–") for fields in known]
+        values = [None if fields is None else fields.get(name, MISSING) for fields in known]
         there = [value for value in values if value is not None]
         if any(value != there[0] for value in there) and name not in PLACES:
             found.append({"field": name, "values": values})
-    return found
+    lacked = tuple(f"{row['field']}." for row in found if THERE in row["values"] and MISSING in row["values"])
+    return [row for row in found if not row["field"].startswith(lacked)]
 
 
 def _fields(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -67,6 +69,7 @@ def _fields(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
                 yield from _fields(entry, f"{name}.{key}" if name else key)
     elif isinstance(value, list | tuple) and value and isinstance(value[0], dict) and "name" in value[0]:
         for entry in value:
+            yield f"{name}.{entry['name']}", THERE
             yield from _fields({key: inner for key, inner in entry.items() if key != "name"}, f"{name}.{entry['name']}")
     elif isinstance(value, list | tuple):
         yield name, ", ".join(map(str, value)) or "none"
