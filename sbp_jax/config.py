@@ -248,6 +248,9 @@ class TextSet:
     name: str
     paths: tuple[str, ...] = field(default=(), metadata=NOT_IN_RECIPE)  # files, folders or globs, as of the corpus
     text: str = "{text}"  # a document, from the fields of a record, such as "{question} {choices[gold]}"
+    given: str | None = (
+        None  # what is read before it in the same way and bears no loss, nor does the end; None: nothing
+    )
     max_skipped: float = field(
         default=0.01, metadata=NOT_IN_RECIPE
     )  # fraction of records without a text above which reading stops instead of skipping them

@@ -263,6 +263,8 @@ def _check_texts(experiment: Experiment) -> None:
         )
         _demand(0 <= texts.max_skipped <= 1, f"{field}.max_skipped is {texts.max_skipped:g}; it is a fraction")
         record_text.parse(texts.text, f"{field}.text")
+        if texts.given is not None:
+            record_text.parse(texts.given, f"{field}.given")
     _demand(
         evaluation.stride is None or 1 <= evaluation.stride <= context,
         f"evaluation.stride is {evaluation.stride}; it is from 1 to training.context ({context}), or none",

@@ -322,3 +322,32 @@ def test_documents_that_stand_in_the_training_documents_are_counted(tmp_path, ca
     expected_counts = {"copied_capped": 2, "copied_oracle": 3, "too_short": 1, "documents": 8}
     assert {name: told.stats[name] for name in expected_counts} == expected_counts
     assert "training documents hold half or more of 3 of 8 (2 in the capped set)" in capsys.readouterr().err
+
+
+def test_only_what_is_not_given_bears_loss_and_counts(tmp_path, made):
+    """Guards a question that is scored with its answer, its bytes, and an end that nobody asked for."""
+    found = records(12)
+    chosen = replace(written(tmp_path / "given", found), given="{q}\n", text="{a[0]}")
+    asked = made | rows_of(epath.Path(tmp_path / "asked"), chosen, made["tokenizer"], 16)
+    whole = made | rows_of(epath.Path(tmp_path / "whole"), written(tmp_path / "plain", found), made["tokenizer"], 16)
+    assert parquet.read(asked["documents"])["text"].to_pylist() == expected(found)
+    stats = scored(tmp_path, asked, "given").stats
+    answers = [record["a"][0] for record in found]
+    assert stats["bytes"] == sum(map(len, answers)) and stats["documents"] == len(found)
+    encoder = text_tokenizer.load(made["tokenizer"].file("tokenizer.json"), SETTINGS)
+    ids = encoder.encode_batch(expected(found))
+    sizes = [
+        sum(len(encoder.decode(tokens[-n:])) <= len(answer) for n in range(1, len(tokens) + 1))
+        for tokens, answer in zip(ids, answers, strict=True)
+    ]
+    assert stats["targets"] == sum(sizes) < scored(tmp_path, whole, "all").stats["targets"]
+    masked = [row for row in RowSource(asked["rows"])]
+    assert sum(int(row.mask.sum()) for row in masked) == sum(sizes)
+    assert not any(np.any(row.tokens[1:][row.mask] == encoder.end_of_document) for row in masked)
+
+
+def test_a_record_with_nothing_behind_what_is_given_is_skipped(tmp_path, made):
+    found = [*records(3), {"q": "why?", "a": [" "]}]
+    chosen = replace(written(tmp_path / "given", found), given="{q}", text="{a[0]}", max_skipped=0.5)
+    read = texts.run(output(epath.Path(tmp_path), "read"), texts=chosen, execution=Execution())
+    assert read.rows == 3 and read.stats["skipped_empty"] == 1

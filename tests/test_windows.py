@@ -82,6 +82,22 @@ def test_packed_windows_score_a_document_as_if_it_were_alone(stride):
         np.testing.assert_allclose(sorted(found[number]), sorted(alone(text, stride)), rtol=2e-5)
 
 
+@pytest.mark.parametrize("stride", [5, 16])
+def test_what_is_given_is_read_and_bears_no_loss(stride):
+    """Guards the border between what is given and what is asked for, in windows that lie before, on and behind it."""
+    texts = documents()
+    parts = [(number, text, given) for number, text in enumerate(texts) for given in {0, 1, len(text) // 2, 20, 33}]
+    parts = [part for part in parts if part[2] < len(part[1])]
+    found = [
+        window for name, (_, text, given) in enumerate(parts) for window in windows(name, text, L, stride, END, given)
+    ]
+    assert all(window.scored.start < window.scored.stop for window in found), "a window that bears no loss is no use"
+    nats = scored(list(pack_windows(found, L, END)))
+    for name, (_, text, given) in enumerate(parts):
+        asked = alone(text, stride)[given : len(text)]  # not the end
+        np.testing.assert_allclose(sorted(nats[name]), sorted(asked), rtol=2e-5)
+
+
 @pytest.mark.parametrize("length", [0, L - 2, L - 1, L, L + 1, 3 * L])
 @pytest.mark.parametrize("stride", [1, 3, L])
 def test_the_windows_of_a_document_cover_its_targets_once(length, stride):
@@ -92,9 +108,11 @@ def test_the_windows_of_a_document_cover_its_targets_once(length, stride):
     place = 0
     for index, window in enumerate(found):
         np.testing.assert_array_equal(window.tokens, whole[index * stride :][: L + 1])
-        assert window.document == 7 and index * stride + window.seen == place
+        assert window.document == 7 and index * stride + window.scored.start == place
         place = index * stride + len(window.tokens) - 1
-        assert window.seen >= L - stride or index == 0, "every target behind the first window has that much context"
+        assert window.scored.start >= L - stride or index == 0, (
+            "every target behind the first window has that much context"
+        )
     assert place == length + 1
     if stride == L:
         assert len(found) == -(-(length + 1) // L)

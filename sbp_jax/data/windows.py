@@ -29,29 +29,36 @@ class Window(NamedTuple):
     Attributes:
       document: its ordinal.
       tokens: int32 [n + 1]; position i reads tokens[i] and predicts tokens[i + 1].
-      seen: targets at the beginning that bear no loss, for another window has scored them.
+      scored: targets that bear loss: not those that another window has scored, that were given, or an end after these.
     """
 
     document: int
     tokens: np.ndarray
-    seen: int
+    scored: slice
 
 
-def windows(document: int, tokens: np.ndarray, context: int, stride: int, end_of_document: int) -> Iterator[Window]:
-    """The windows of one document, in order.
+def windows(
+    document: int, tokens: np.ndarray, context: int, stride: int, end_of_document: int, given: int | None = None
+) -> Iterator[Window]:
+    """The windows of one document that bear loss, in order.
 
     Args:
       tokens: int [n], which may be none.
+      given: of these, at the beginning, that bear no loss, nor does the end then; None: all bear loss, and the end.
       context: L, targets of a window at most.
       stride: targets that a window moves on, from 1 to L.
     """
     whole = np.concatenate([[end_of_document], tokens, [end_of_document]], dtype=np.int32)
     targets = len(whole) - 1
-    scored = start = 0
-    while scored < targets:
+    asked = targets if given is None else targets - 1
+    scored, start = given or 0, 0
+    while scored < asked:
         end = min(start + context, targets)
-        yield Window(document, whole[start : end + 1], scored - start)
-        scored, start = end, start + stride
+        if end > scored:
+            last = min(end, asked)
+            yield Window(document, whole[start : end + 1], slice(scored - start, last - start))
+            scored = last
+        start += stride
 
 
 def pack_windows(found: Iterable[Window], context: int, end_of_document: int) -> Iterator[Row]:
@@ -96,5 +103,5 @@ def _row(placed: list[tuple[int, Window]], context: int, end_of_document: int) -
         row.segments[start:end] = segment
         row.positions[start:end] = np.arange(end - start)
         row.documents[start:end] = window.document
-        row.mask[start + window.seen : end] = True
+        row.mask[start:end][window.scored] = True
     return row

@@ -6,6 +6,7 @@ Unlike a corpus, a set keeps equal texts and equal ids: what is asked is the los
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from etils import epath
 
@@ -41,7 +42,7 @@ def run(output: Output, *, texts: TextSet, execution: Execution) -> Artifact:
     for found in _shards(output.label, texts, skipped):
 
         def write(writing: Writing, found: list[documents.Document] = found, first: int = first) -> None:
-            parquet.write(writing, documents.table(found, first))
+            parquet.write(writing, documents.table(found, first, given=texts.given is not None))
             writing.stats = {"documents": len(found), "bytes": sum(len(document.text.encode()) for document in found)}
 
         output.shard(shards, ".parquet", write)
@@ -69,7 +70,8 @@ def _shards(label: str, texts: TextSet, skipped: list[documents.Skipped]) -> Ite
 def _documents(label: str, texts: TextSet, skipped: list[documents.Skipped]) -> Iterator[documents.Document]:
     """The documents in reading order; what is left out goes to `skipped`."""
     field = f"evaluation.texts.{texts.name}"
-    template = record_text.parse(texts.text, f"{field}.text")
+    given = None if texts.given is None else record_text.parse(texts.given, f"{field}.given")
+    template = replace(record_text.parse(texts.text, f"{field}.text"), given=given)
     read = 0
     with progress(label, None, "documents") as counter:
         for file in files(texts):

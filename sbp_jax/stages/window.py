@@ -15,7 +15,7 @@ from sbp_jax.data.splits import members
 from sbp_jax.data.windows import Window, pack_windows, windows
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import Counter, progress
-from sbp_jax.text.tokenizer import load
+from sbp_jax.text.tokenizer import TextTokenizer, load
 
 VERSION = 1
 READ = 256  # documents read at a time
@@ -36,7 +36,8 @@ def run(
 ) -> Artifact:
     """Writes the rows of the test documents where splits are given, otherwise of all, in the order of their ordinals.
 
-    Beside them lies the index of the documents: `documents-*.npy` of `held_out.ENTRY`.
+    Beside them lies the index of the documents: `documents-*.npy` of `held_out.ENTRY`. Of a document of which a part
+    is given, the targets and bytes are those behind that part.
 
     Raises:
       SbpError: there are no test documents.
@@ -46,12 +47,13 @@ def run(
         raise SbpError(f"{output.label}: there are no test documents; raise splits.test")
     count = documents.rows if chosen is None else len(chosen)
     names: list[str] = []
+    encoder = load(tokenizer.file("tokenizer.json"), settings)
     with progress(f"{output.label}: lengths", count, "documents") as counter:
-        for entries in _index(documents, tokens, chosen, counter):
+        for entries in _index(documents, tokens, chosen, encoder, counter):
             names.append(f"{held_out.PREFIX}-{len(names):05d}.npy")
             save(output, names[-1], entries)
     index = [mapped(output.path / name) for name in names]
-    end_of_document = load(tokenizer.file("tokenizer.json"), settings).end_of_document
+    end_of_document = encoder.end_of_document
     with progress(output.label, count, "documents") as counter:
         found = _windows(index, tokens, context, stride, end_of_document, counter)
         totals = write_rows(output, pack_windows(found, context, end_of_document))
@@ -61,19 +63,28 @@ def run(
     return output.finish(totals | stats | {"documents": count, "context": context, "stride": stride})
 
 
-def _index(documents: Artifact, tokens: Artifact, chosen: np.ndarray | None, counter: Counter) -> Iterator[np.ndarray]:
+def _index(
+    documents: Artifact, tokens: Artifact, chosen: np.ndarray | None, encoder: TextTokenizer, counter: Counter
+) -> Iterator[np.ndarray]:
     """The entries of the documents, those of one shard of the index at a time."""
     records, waiting = arrayrecord.source(tokens), list[np.ndarray]()
     count = targets = 0
-    for table in parquet.tables(documents, ["ordinal", "text"]):
-        ordinals, sizes = table["ordinal"].to_numpy(), pc.binary_length(table["text"]).to_numpy()
+    part = ["given"] if "given" in parquet.columns(documents) else []
+    for table in parquet.tables(documents, ["ordinal", "text", *part]):
         if chosen is not None:
-            held = np.isin(ordinals, chosen)
-            ordinals, sizes = ordinals[held], sizes[held]
+            table = table.filter(np.isin(table["ordinal"].to_numpy(), chosen))
+        ordinals, sizes = table["ordinal"].to_numpy(), pc.binary_length(table["text"]).to_numpy()
         for start in range(0, len(ordinals), READ):
             some = ordinals[start : start + READ]
             lengths = [len(document) + 1 for document in _tokens(records, some)]
-            waiting.append(held_out.entries(some, lengths, sizes[start : start + READ]))
+            behind = sizes[start : start + READ]
+            if part:
+                rows = table.slice(start, READ)
+                texts, given = rows["text"].to_pylist(), rows["given"].to_pylist()
+                before = encoder.tokens_within(texts, given)
+                lengths = [length - 1 - read for length, read in zip(lengths, before, strict=True)]
+                behind = np.array([len(text[read:].encode()) for text, read in zip(texts, given, strict=True)])
+            waiting.append(held_out.entries(some, lengths, behind))
             count, targets = count + len(some), targets + sum(lengths)
             counter.advance(len(some))
             if count >= DOCUMENTS or targets >= TARGETS:
@@ -89,9 +100,11 @@ def _windows(
     records = arrayrecord.source(tokens)
     for shard in index:
         for start in range(0, len(shard), READ):
-            some = shard["ordinal"][start : start + READ]
-            for ordinal, document in zip(some.tolist(), _tokens(records, some), strict=True):
-                yield from windows(ordinal, document, context, stride, end_of_document)
+            some = shard[start : start + READ]
+            for entry, document in zip(some, _tokens(records, some["ordinal"]), strict=True):
+                # The end is a target only of a document that is scored whole.
+                given = len(document) - int(entry["targets"]) if entry["targets"] <= len(document) else None
+                yield from windows(int(entry["ordinal"]), document, context, stride, end_of_document, given)
             counter.advance(len(some))
 
 

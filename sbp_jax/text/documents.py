@@ -44,6 +44,7 @@ class Document:
     line: int  # line, or Parquet row, counted from 1
     source: str  # what the record says, or the name of its file
     split: str | None = None  # what the record says
+    given: int = 0  # characters at the beginning of the text that are read and bear no loss
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,15 @@ def read(file: epath.Path, corpus: Corpus, template: RecordText | None = None) -
                 yield _from_json(line, file, number, corpus, template)
 
 
-def table(found: Sequence[Document], first: int, splits: bool = False) -> pa.Table:
-    """Documents as rows of an artifact, numbered from `first`; with `splits` each says the one that it named."""
+def table(found: Sequence[Document], first: int, splits: bool = False, given: bool = False) -> pa.Table:
+    """Documents as rows of an artifact, numbered from `first`.
+
+    Args:
+      splits: each says the split that it named.
+      given: each says how many of its characters bear no loss.
+    """
     schema = SCHEMA.append(pa.field("split", pa.string())) if splits else SCHEMA
+    schema = schema.append(pa.field("given", pa.int64())) if given else schema
     rows = [vars(document) | {"ordinal": ordinal} for ordinal, document in enumerate(found, start=first)]
     return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema=schema)
 
@@ -224,7 +231,8 @@ def _from_fields(
         split = record.get(corpus.split_field) if corpus.split_field is not None else None
         return _document(record[corpus.text_field], identity, origin, file, number, split)
     try:
-        return _document(template.render(record), identity, origin, file, number)
+        given = template.given.render(record) if template.given else ""
+        return _document(given + template.render(record), identity, origin, file, number, given=len(given))
     except Missing as missing:
         return Skipped(str(file), number, "no_text_field", f"{missing}; fields: {_some(record)}")
     except NoText as found:
@@ -238,11 +246,11 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _document(
-    text: Any, identity: Any, origin: Any, file: epath.Path, number: int, split: Any = None
+    text: Any, identity: Any, origin: Any, file: epath.Path, number: int, split: Any = None, given: int = 0
 ) -> Document | Skipped:
     if not isinstance(text, str):
         return Skipped(str(file), number, "text_not_a_string", f"a {type(text).__name__}")
-    if not text.strip():
+    if not text[given:].strip():
         return Skipped(str(file), number, "empty")
     if split is not None and split not in SPLITS:
         return Skipped(str(file), number, "unknown_split", f"{split!r}; a split is {', '.join(SPLITS)}")
@@ -254,7 +262,7 @@ def _document(
         source.encode()
     except UnicodeEncodeError as error:
         return Skipped(str(file), number, "invalid_utf8", str(error).encode("ascii", "backslashreplace").decode())
-    return Document(name or content_id(text), text, number, source, split)
+    return Document(name or content_id(text), text, number, source, split, given)
 
 
 def _parquet(file: epath.Path, corpus: Corpus, template: RecordText | None) -> Iterator[Document | Skipped]:

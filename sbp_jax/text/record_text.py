@@ -30,20 +30,24 @@ class RecordText:
 
     Attributes:
       parts: plain text, and for each field its name and the keys that lead into it.
+      given: a template of what stands before the text.
     """
 
     parts: tuple[str | tuple[str, ...], ...]
+    given: "RecordText | None" = None
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields that a record must have, each once."""
-        return tuple(dict.fromkeys(part[0] for part in self.parts if isinstance(part, tuple)))
+        own = (part[0] for part in self.parts if isinstance(part, tuple))
+        return tuple(dict.fromkeys((*(self.given.fields if self.given else ()), *own)))
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The names in brackets, each of which may be another field of the record."""
         paths = [part for part in self.parts if isinstance(part, tuple)]
-        return tuple(dict.fromkeys(key for path in paths for key in path[1:] if not key.isdecimal()))
+        own = (key for path in paths for key in path[1:] if not key.isdecimal())
+        return tuple(dict.fromkeys((*(self.given.keys if self.given else ()), *own)))
 
     def render(self, record: Mapping[str, Any]) -> str:
         """The text of one record.

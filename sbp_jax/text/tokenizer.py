@@ -1,5 +1,6 @@
 """Text to token ids and back: byte-level BPE, trained here or brought along as a tokenizer.json."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,12 @@ class TextTokenizer:
         """Token ids of each text: int32 [n]."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def tokens_within(self, texts: Sequence[str], characters: Sequence[int]) -> list[int]:
+        """How many tokens of each text end within its first so many characters."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ends = ([end for _, end in encoding.offsets] for encoding in encodings)
+        return [bisect_right(each, first) for each, first in zip(ends, characters, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens spelled out; bytes that are no UTF-8 become U+FFFD."""
