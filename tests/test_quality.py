@@ -48,7 +48,8 @@ def test_clean_documents_and_real_ones_show_no_fault(tmp_path: Path) -> None:
     faults = ("repetition_rate", "duplicates", "duplicates_all", "copied", "corpus_copying", "corpus_run", "held_out")
     for group in ("real", "held_out", "generated", "accepted"):
         row = _row(found, group)
-        assert [row[name] for name in (*faults, "contaminated")] == [0] * 8 or group == "held_out"
+        assert [row[name] for name in faults] == [0] * 7 or group == "held_out"
+        assert row["contaminated"] is None  # nobody looked
         assert row["novel_8"] == 1 and row["words"] == WORDS
     for group in ("real", "generated", "accepted", "random"):
         row = _row(found, group)
@@ -124,6 +125,16 @@ def test_held_out_text_and_items_of_evaluation_sets_are_contamination(tmp_path: 
     assert [row["contaminated_by"] for row in rows] == ["", "", "set.jsonl"]
     assert _row(_of(found), "generated")["contaminated"] == pytest.approx(1 / 33)
     assert _row(_of(found), "real")["contaminated"] == 0
+
+
+def test_documents_without_ngrams_leave_the_intervals_whole(tmp_path: Path) -> None:
+    """Guards against draws of nothing but empty documents, which are 0 over 0."""
+    lost = [{"text": "", "verdict": "too_short"}] * 4 + [{"text": text(98), "verdict": "copied"}, {"text": text(99)}]
+    found, _ = _measure(tmp_path, [*lost, {"text": text(97), "verdict": "copied"}])
+    numbers = [value for row in found["rows"] for value in row.values() if isinstance(value, float)]
+    assert np.all(np.isfinite(numbers))
+    row = _row(found, "rejected")
+    assert row["documents"] == 6 and row["novel_8"] == row["novel_8_high"] == 1 and row["novel_8_low"] < 1
 
 
 def test_repetition_is_of_the_document_by_itself(tmp_path: Path) -> None:

@@ -83,14 +83,15 @@ def _by_itself(
     for own in found.words:
         hits = items.search(own)
         held += [hits.get(number) for number in range(len(own.offsets) - 1)]
+    none = None if items.items == 0 else ""  # null where there was nothing to look for
     return {
         "words": pa.array(_joined([np.diff(own.offsets) for own in found.words], np.int64)),
         "tokens": pa.array(_tokens(texts, tokenizer), pa.int64()),
         "repetition": pa.array(_joined([repetition(own) for own in found.words], np.float32)),
         "language": pa.array(list(map(language, texts)), pa.string()),
-        "contaminated_by": pa.array([item.file if item else "" for item in held], pa.string()),
+        "contaminated_by": pa.array([item.file if item else none for item in held], pa.string()),
         "contaminated_item": pa.array(
-            [f"line {item.line}: {item.text[: contamination.SHOWN]}" if item else "" for item in held], pa.string()
+            [f"line {item.line}: {item.text[: contamination.SHOWN]}" if item else none for item in held], pa.string()
         ),
     }
 

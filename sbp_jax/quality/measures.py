@@ -115,7 +115,10 @@ MEASURES = {
         SMALLER,
     ),
     "contaminated": Measure(
-        "contamination", "documents that hold an item of an evaluation set (pairs.decontaminate)", "share", SMALLER
+        "contamination",
+        "documents that hold an item of an evaluation set (pairs.decontaminate); empty where none is named",
+        "share",
+        SMALLER,
     ),
     **{
         f"novel_{length}": Measure(

@@ -103,7 +103,7 @@ def _of_texts(table: pa.Table) -> Row:
     repeated, finish = _numbers(table, "repetition"), table["finish"].drop_null().to_pylist()
     row = _share("repetition_rate", repeated > np.float32(HEAVY))
     row |= _share("corpus_copying", _numbers(table, "containment") >= NEAR)
-    row |= _share("contaminated", np.array(table["contaminated_by"].to_pylist()) != "")
+    row |= _share("contaminated", np.array(table["contaminated_by"].drop_null().to_pylist()) != "")
     row |= _share("finished", np.array(finish) == "end")
     for name, column in {"repetition": "repetition", "corpus_run": "run", **{n: n for n in MEANS}}.items():
         values = _numbers(table, column)
@@ -180,11 +180,15 @@ def _share(name: str, having: np.ndarray) -> Row:
 def _mean(name: str, numerators: np.ndarray, denominators: np.ndarray, owners: np.ndarray) -> Row:
     """A ratio of sums; None where there is nothing to divide by.
 
-    Where no document has anything of what is counted, or nothing else, drawing from them shows no more. But a mean of
-    values of 1 at most is no greater than the share of documents that have some, which has an interval then too.
+    Documents that nothing can be divided by, such as those too short for an n-gram, say nothing and are left out:
+    drawn alone they would be 0 over 0. Where no document has anything of what is counted, or nothing else, drawing from
+    them shows no more. But a mean of values of 1 at most is no greater than the share of documents that have some,
+    which has an interval then too.
     """
-    if len(numerators) == 0 or denominators.sum() == 0:
+    counted = denominators > 0
+    if not np.any(counted):
         return _entry(name, None)
+    numerators, denominators, owners = numerators[counted], denominators[counted], owners[counted]
     found = ratio(numerators, denominators, owners)
     fraction = MEASURES[name].unit == "share"
     if fraction and found.value in (0.0, 1.0):
