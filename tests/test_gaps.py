@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sbp_jax.arms import standard_arms
-from sbp_jax.config import Arm, Experiment
+from sbp_jax.config import Arm, Experiment, Pairs
+from sbp_jax.quality.measures import MEASURES
 from sbp_jax.report.cautions import warnings
 from sbp_jax.report.losses import contrasts, gaps, rivals
 from sbp_jax.scoring.scores import Scores
@@ -81,12 +82,27 @@ def summary(**changed: Any) -> dict[str, Any]:
     arms["oracle"] |= {"real": "oracle", "real_epochs": 1.0}
     for name, values in changed.pop("rows", {}).items():
         arms[name] |= values
-    told = {"arms": list(arms.values()), "uniform_nats_per_token": 6.0, "seeds": [0, 1, 2], "tasks": [], "texts": []}
+    told = {
+        "arms": list(arms.values()),
+        "uniform_nats_per_token": 6.0,
+        "seeds": [0, 1, 2],
+        "tasks": [],
+        "texts": [],
+        "quality": [],
+    }
     told |= {"oracle_gain": {"nats_per_token": 0.5, "low": 0.4, "high": 0.6}}
     told |= {"synthesizer": {"last_validation": 1.0, "best_validation": 1.0, "best_step": 1, "steps": 2}}
     return told | {"sweep": {"repetition": [{"arm": "repetition"}, {"arm": "repetition-wd1"}]}} | changed
 
 
+def measured(real: dict[str, Any], accepted: dict[str, Any], pairs: str = "random") -> dict[str, Any]:
+    rows = [{"group": "real", "documents": 50} | real, {"group": "accepted", "documents": 50} | accepted]
+    suffix = {"related": "", "random": "-random"}[pairs]
+    told = {name: {"label": entry.label} for name, entry in MEASURES.items()}
+    return {"pairs": pairs, "suffix": suffix, "rows": rows, "collapsed": [], "measures": told}
+
+
+RELATED, UNRELATED = {"unrelated": 0.05, "unrelated_high": 0.1}, {"unrelated": 0.9, "unrelated_low": 0.8}
 TASK = {"task": "arc", "metric": "acc", "chance": 0.25}
 
 
@@ -104,15 +120,32 @@ TASK = {"task": "arc", "metric": "acc", "chance": 0.25}
             {"texts": [{"set": "wiki", "documents": 9, "copied": {"copied_oracle": 3, "copied_capped": 2}}]},
             "3 of 9 documents of the text set wiki",
         ),
+        ({"quality": [measured({"contaminated": 0.02}, {})]}, "2.0% of 50 real documents hold one"),
+        ({"quality": [measured({}, {"contaminated": 0.1})]}, "10.0% of 50 accepted synthetic-random documents"),
+        ({"quality": [measured(RELATED, UNRELATED)]}, None),
+        ({"quality": [measured(RELATED, UNRELATED, "related")]}, "pair irrelevance 90.0% (real 5.0%)"),
+        ({"quality": [measured({"duplicates_high": 0.1}, {"duplicates": 0.2, "duplicates_low": 0.09})]}, None),
+        (
+            {"quality": [measured({}, {}) | {"collapsed": [{"group": "accepted", "told": "all begin alike"}]}]},
+            "synthetic-random documents come from a template: all begin alike",
+        ),
         ({"oracle_gain": {"nats_per_token": 0.1, "low": -0.1, "high": 0.3}}, "no gap to close"),
         ({"rows": {"oracle": {"synthetic_share_asked": 0.3, "synthetic_share": 0.2}}}, "asked for 30.0%"),
     ],
 )
-def test_a_reader_is_warned_of_what_weakens_the_result(changed: dict[str, Any], said: str) -> None:
-    experiment = Experiment("planted", arms=(Arm("repetition"), Arm("oracle", real="oracle")))
+def test_a_reader_is_warned_of_what_weakens_the_result(changed: dict[str, Any], said: str | None) -> None:
+    arms, looked = (Arm("repetition"), Arm("oracle", real="oracle")), Pairs(decontaminate=("items.jsonl",))
+    experiment = Experiment("planted", arms=arms, pairs=looked)
     assert warnings(summary(), experiment) == []
-    (told,) = warnings(summary(**changed), experiment)
-    assert said in told
+    told = warnings(summary(**changed), experiment)
+    assert len(told) == (said is not None) and all(str(said) in warning for warning in told)
+
+
+def test_tasks_that_nobody_looked_for_in_the_text_are_told() -> None:
+    arms = (Arm("repetition"), Arm("oracle", real="oracle"))
+    tasks = [TASK | {"arms": {"sbp": {"low": 0.3}}}]
+    (told,) = warnings(summary(tasks=tasks), Experiment("planted", arms=arms))
+    assert "pairs.decontaminate" in told
 
 
 def test_missing_controls_are_named() -> None:

@@ -8,6 +8,8 @@ from sbp_jax.config import BASE_ARM, ORACLE_ARM, Arm, Experiment
 SHARE_TOLERANCE = 0.005  # of the training tokens; below it a missing share is rounding to rows
 OVERFITTED = 0.02  # nats per token that the last validation loss may lie above the best one without a word
 REPEATED = 1.01  # passes over the oracle's text past which it is no longer new
+REAL, KEPT = "real", "accepted"  # groups of `quality.json`
+WORSE = ("repetition_rate", "duplicates", "pair_copying", "corpus_copying", "unrelated")  # the last of related pairs
 STRONGER = 0.002  # nats per token of validation loss by which a swept arm has to be better than repetition
 
 
@@ -30,6 +32,8 @@ def warnings(summary: dict[str, Any], experiment: Experiment) -> list[str]:
         *_of_repetition(summary),
         *_of_texts(summary),
         *_of_tasks(summary),
+        *_of_contamination(summary, experiment),
+        *_of_quality(summary),
         *_missing(summary, experiment.arms),
     ]
 
@@ -91,6 +95,46 @@ def _of_tasks(summary: dict[str, Any]) -> Iterator[str]:
         yield f"no arm is surely better than chance at {', '.join(guessed)}; its differences there say nothing."
 
 
+def _of_contamination(summary: dict[str, Any], experiment: Experiment) -> Iterator[str]:
+    if summary["tasks"] and not experiment.pairs.decontaminate:
+        yield (
+            "nobody looked whether documents hold items of the tasks; name the tasks' files in pairs.decontaminate, and"
+            " the table of quality says how many real and synthetic ones do."
+        )
+    found = {}
+    for measured in summary["quality"]:
+        for row in measured["rows"]:
+            if row["group"] in (REAL, KEPT) and row.get("contaminated"):
+                kind = "real" if row["group"] == REAL else f"accepted {_name(measured)}"
+                found[kind] = f"{row['contaminated']:.1%} of {row['documents']:,} {kind} documents"
+    if found:
+        yield f"arms have read items of evaluation sets: {', '.join(found.values())} hold one."
+
+
+def _of_quality(summary: dict[str, Any]) -> Iterator[str]:
+    """Where accepted documents are collapsed, or surely worse than real ones by a measure that makes them worthless."""
+    for measured in summary["quality"]:
+        name = _name(measured)
+        for flag in measured["collapsed"]:
+            if flag["group"] == KEPT:
+                yield f"the {name} documents come from a template: {flag['told']}."
+        rows = {row["group"]: row for row in measured["rows"]}
+        real, kept = rows.get(REAL, {}), rows.get(KEPT, {})
+        told = []
+        for measure in WORSE if measured["pairs"] == "related" else WORSE[:-1]:
+            low, high = kept.get(f"{measure}_low"), real.get(f"{measure}_high")
+            if low is not None and high is not None and low > high:
+                label = measured["measures"][measure]["label"]
+                told.append(f"{label} {kept[measure]:.1%} (real {real[measure]:.1%})")
+        if told:
+            yield f"accepted {name} documents are surely worse than real ones: {', '.join(told)}."
+
+
+def _name(measured: dict[str, Any]) -> str:
+    """The set of documents by its stage instance, such as "synthetic-random"."""
+    return f"synthetic{measured['suffix']}"
+
+
 def _missing(summary: dict[str, Any], arms: Sequence[Arm]) -> Iterator[str]:
     if len(summary["seeds"]) == 1:
         yield "each arm has one seed, so that the luck of training is in no interval; give seeds three numbers or more."
@@ -102,5 +146,5 @@ def _missing(summary: dict[str, Any], arms: Sequence[Arm]) -> Iterator[str]:
     if missing:
         yield (
             f"without the {' and '.join(missing)} arm{'s' if len(missing) > 1 else ''} it is not known whether related"
-            " pairs are what helps; add what `sbp_jax.arms.standard_arms` has under these names."
+            " pairs are what helps; add the standard arms of these names."
         )
