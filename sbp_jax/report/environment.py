@@ -10,6 +10,7 @@ from markupsafe import Markup
 from sbp_jax.report.svg import compact
 
 TEMPLATES = Path(__file__).parent / "templates"
+LARGE = 1000  # values from which on digits behind the point say nothing
 SHARES = {"share", "fraction", "%"}  # units that are shown as percentages
 
 
@@ -23,7 +24,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"count": "{:,}".format, "compact": compact, "loss": "{:.4f}".format, "percent": percent}
-    made.filters |= {"signed": signed, "label": label, "sentence": sentence, "value": value}
+    made.filters |= {"signed": signed, "difference": difference, "label": label, "sentence": sentence, "value": value}
     made.globals |= {"policy": policy, "script": script}
     return made
 
@@ -49,6 +50,11 @@ def percent(number: float, decimals: int = 1) -> str:
 
 def signed(number: float, decimals: int = 4) -> str:
     return f"{number:+z.{decimals}f}".replace("-", "−")
+
+
+def difference(number: float) -> str:
+    """A signed number, such as a difference of perplexities, which go far."""
+    return signed(number) if abs(number) < LARGE else f"{number:+.4g}".replace("-", "−")
 
 
 def value(number: float | None, unit: str = "") -> str:

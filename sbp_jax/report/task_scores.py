@@ -41,7 +41,8 @@ class Measured:
     """One metric of one task.
 
     Attributes:
-      told: what the harness says of it: `task`, `metric`, `higher_is_better`, `items`, `chance` and `fewshot`.
+      told: what the harness says of it: `task`, `metric`, `higher_is_better`, `items`, `chance` and `fewshot`; and
+        `is_share`, whether it is a share of the items, each right or wrong.
       values: of each arm, a value for each seed, as the harness has it.
       scores: None where the harness's values do not follow from the items.
     """
@@ -49,11 +50,6 @@ class Measured:
     told: dict[str, Any]
     values: dict[str, list[float]]
     scores: Scores | None
-
-    @property
-    def is_share(self) -> bool:
-        """Whether it is a share of the items, each right or wrong."""
-        return self.told["metric"].partition(",")[0] in SHARES
 
 
 def summarize(tasks: Mapping[str, Runs], arms: Sequence[Arm]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -89,6 +85,7 @@ def _measured(runs: Runs) -> list[Measured]:
             continue
         told = {name: first[name] for name in ("task", "items", "fewshot")}
         told |= {name: metric[name] for name in ("metric", "higher_is_better", "chance")}
+        told["is_share"] = metric["metric"].partition(",")[0] in SHARES
         made.append(Measured(told, finite, _scores(runs, first, metric, finite)))
     return made
 
@@ -140,6 +137,7 @@ def _average(questions: Sequence[Measured]) -> Measured:
         "task": AVERAGE,
         "metric": ACCURACY,
         "higher_is_better": True,
+        "is_share": True,
         "items": sum(entry.told["items"] for entry in questions),
         "chance": None if None in chances else float(np.mean(chances)),
         "fewshot": None,
@@ -155,7 +153,7 @@ def _entry(measured: Measured, pairs: Sequence[tuple[str, str]]) -> dict[str, An
         told: dict[str, Any] = {"value": float(np.mean(values)), "low": None, "high": None}
         if measured.scores is not None:
             told = bounds(measured.scores.of(arm), "value")
-        arms[arm] = (_as_share(told, measured) if measured.is_share else told) | {"by_seed": values}
+        arms[arm] = (_as_share(told, measured) if measured.told["is_share"] else told) | {"by_seed": values}
     differences = []
     for arm, against in pairs:
         if not {arm, against} <= set(measured.values):
@@ -163,7 +161,7 @@ def _entry(measured: Measured, pairs: Sequence[tuple[str, str]]) -> dict[str, An
         told = {"difference": arms[arm]["value"] - arms[against]["value"], "low": None, "high": None}
         made = None if measured.scores is None else measured.scores.difference(arm, against)
         found = told if made is None else bounds(made, "difference")
-        if measured.is_share and found["low"] is not None and found["low"] == found["high"]:
+        if measured.told["is_share"] and found["low"] is not None and found["low"] == found["high"]:
             half = share(0, measured.told["items"]).high  # no item tells the two apart, of so many
             found |= {"low": found["difference"] - half, "high": found["difference"] + half}
         differences.append({"arm": arm, "against": against} | found)
