@@ -137,7 +137,7 @@ def _sweep(results: Results, found: Scores) -> dict[str, Any]:
     """What the sweep found, on the test documents with intervals; epochs as they came out."""
     experiment = results.experiment
     told = swept(experiment, results.trained, results.scored)
-    for row in told["shares"]:
+    for row in (*told["shares"], *told["repetition"]):
         row |= bounds(found.of(row["arm"], experiment.seeds[: experiment.sweep.seeds]), "nats_per_token")
     for row in told["repetition"]:
         row["epochs"] = row["real_epochs"]

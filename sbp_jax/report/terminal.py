@@ -128,17 +128,17 @@ def _tasks(summary: dict[str, Any]) -> Rows:
 
 
 def _shares(summary: dict[str, Any]) -> Rows:
-    rows: Rows = [("arm", "share", "nats/token", "interval", "best validation")]
+    rows: Rows = [("arm", "share", "nats/token", "interval", "validation at its end")]
     for row in summary["sweep"]["shares"]:
-        value = f"{row['nats_per_token']:.4f}", _between(row, ".4f"), f"{row['best_validation']:.4f}"
+        value = f"{row['nats_per_token']:.4f}", _between(row, ".4f"), f"{row['validation']:.4f}"
         rows.append((row["arm"], f"{row['share']:.1%}", *value))
     return rows
 
 
 def _repetition(summary: dict[str, Any]) -> Rows:
-    rows: Rows = [("arm", "weight decay", "epochs", "nats/token", "best validation")]
+    rows: Rows = [("arm", "weight decay", "epochs", "nats/token", "interval", "validation at its end")]
     for row in summary["sweep"]["repetition"]:
-        values = f"{row['nats_per_token']:.4f}", f"{row['best_validation']:.4f}"
+        values = f"{row['nats_per_token']:.4f}", _between(row, ".4f"), f"{row['validation']:.4f}"
         rows.append((row["arm"], f"{row['weight_decay']:g}", f"{row['epochs']:.2f}", *values))
     return rows
 
