@@ -79,7 +79,7 @@ def fill(summary: dict[str, Any], interval: float = 0.01) -> dict[str, Any]:
     repetition = [
         {"arm": f"repetition_{decay}_{epochs}", "weight_decay": decay, "epochs": epochs}
         | dict.fromkeys(("best_validation", "validation"), 4.2 + random.normal(0, 0.02))
-        | {"nats_per_token": 4.2 + random.normal(0, 0.02)}
+        | around(4.2 + random.normal(0, 0.02), 0.01, "nats_per_token")
         for decay in (0.1, 0.3, 1.0)
         for epochs in (2.0, 4.0, 8.0)
     ]
@@ -115,6 +115,7 @@ def task(name: str, chance: float, arms: list[str]) -> dict[str, Any]:
         "task": name,
         "metric": "acc",
         "higher_is_better": True,
+        "is_share": True,
         "items": 500,
         "chance": chance,
         "fewshot": 0,
@@ -164,5 +165,6 @@ def quality(pairs: str) -> dict[str, Any]:
             {"group": "accepted", "measure": "opening", "value": 0.4, "real": 0.01, "told": "many begin alike"}
         ],
         "openings": [{"group": "accepted", "opening": "<i>once upon a time", "documents": 80, "share": 0.4}],
+        "passages": [{"group": "accepted", "passage": "<i>lived happily ever after", "documents": 70}],
         "finishes": {"generated": {"end": 0.9, "length": 0.1}},
     }
