@@ -115,9 +115,8 @@ def _of_quality(summary: dict[str, Any]) -> Iterator[str]:
     """Where accepted documents are collapsed, or surely worse than real ones by a measure that makes them worthless."""
     for measured in summary["quality"]:
         name = _name(measured)
-        for flag in measured["collapsed"]:
-            if flag["group"] == KEPT:
-                yield f"the {name} documents come from a template: {flag['told']}."
+        if flags := [flag["told"] for flag in measured["collapsed"] if flag["group"] == KEPT]:
+            yield f"the accepted {name} documents come from a template: {'; '.join(flags)}."
         rows = {row["group"]: row for row in measured["rows"]}
         real, kept = rows.get(REAL, {}), rows.get(KEPT, {})
         told = []
