@@ -97,12 +97,13 @@ def summary(**changed: Any) -> dict[str, Any]:
 
 def measured(real: dict[str, Any], accepted: dict[str, Any], pairs: str = "random") -> dict[str, Any]:
     rows = [{"group": "real", "documents": 50} | real, {"group": "accepted", "documents": 50} | accepted]
+    rows.append({"group": "random", "documents": 50, "unrelated": 0.95})
     suffix = {"related": "", "random": "-random"}[pairs]
     told = {name: {"label": entry.label} for name, entry in MEASURES.items()}
     return {"pairs": pairs, "suffix": suffix, "rows": rows, "collapsed": [], "measures": told}
 
 
-RELATED, UNRELATED = {"unrelated": 0.05, "unrelated_high": 0.1}, {"unrelated": 0.9, "unrelated_low": 0.8}
+UNRELATED = {"unrelated": 0.9, "unrelated_low": 0.8, "unrelated_high": 0.96}
 TASK = {"task": "arc", "metric": "acc", "chance": 0.25}
 
 
@@ -122,8 +123,9 @@ TASK = {"task": "arc", "metric": "acc", "chance": 0.25}
         ),
         ({"quality": [measured({"contaminated": 0.02}, {})]}, "2.0% of 50 real documents hold one"),
         ({"quality": [measured({}, {"contaminated": 0.1})]}, "10.0% of 50 accepted synthetic-random documents"),
-        ({"quality": [measured(RELATED, UNRELATED)]}, None),
-        ({"quality": [measured(RELATED, UNRELATED, "related")]}, "pair irrelevance 90.0% (real 5.0%)"),
+        ({"quality": [measured({}, UNRELATED)]}, None),
+        ({"quality": [measured({}, UNRELATED, "related")]}, "pair irrelevance 90.0%, of random pairs 95.0%"),
+        ({"quality": [measured({}, UNRELATED | {"unrelated_high": 0.94}, "related")]}, None),
         ({"quality": [measured({"duplicates_high": 0.1}, {"duplicates": 0.2, "duplicates_low": 0.09})]}, None),
         (
             {"quality": [measured({}, {}) | {"collapsed": [{"group": "accepted", "told": "all begin alike"}]}]},

@@ -76,13 +76,22 @@ def rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict.fromkeys(BUDGETS) | row for row in found.values()]
 
 
-def reasons(summary: dict[str, Any]) -> list[str]:
-    """Why gaps are undefined, each reason once; of those that differ in the arm's name alone the first arm's."""
-    told: dict[tuple[str, str], str] = {}
+def reasons(summary: dict[str, Any]) -> dict[str, list[str]]:
+    """Why gaps are undefined, on the `test` documents and on `others`: each reason once, with the arms that it is of.
+
+    Of reasons that differ in the arm's name alone that of the first arm is told.
+    """
+    found: dict[tuple[str, str, str], tuple[str, list[str]]] = {}
     for gap in summary["gaps"]:
         if gap["reason"]:
-            told.setdefault((gap["budget"], gap["reason"].replace(gap["arm"], "")), f"{gap['arm']}: {gap['reason']}")
-    return list(told.values())
+            where, unnamed = ("test" if gap["set"] == TEST else "others"), gap["reason"].replace(gap["arm"], "")
+            _, arms = found.setdefault((where, gap["budget"], unnamed), (gap["reason"], []))
+            if gap["arm"] not in arms:
+                arms.append(gap["arm"])
+    told: dict[str, list[str]] = {"test": [], "others": []}
+    for (where, budget, _), (reason, arms) in found.items():
+        told[where].append(f"for {', '.join(arms)} {BUDGETS[budget].partition(',')[0]}: {reason}")
+    return told
 
 
 def _gap(summary: dict[str, Any], arm: str | None, budget: str) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ from sbp_jax.config import BASE_ARM, ORACLE_ARM, Arm, Experiment
 SHARE_TOLERANCE = 0.005  # of the training tokens; below it a missing share is rounding to rows
 OVERFITTED = 0.02  # nats per token that the last validation loss may lie above the best one without a word
 REPEATED = 1.01  # passes over the oracle's text past which it is no longer new
-REAL, KEPT = "real", "accepted"  # groups of `quality.json`
-WORSE = ("repetition_rate", "duplicates", "pair_copying", "corpus_copying", "unrelated")  # the last of related pairs
+REAL, KEPT, RANDOM = "real", "accepted", "random"  # groups of `quality.json`
+WORSE = ("repetition_rate", "duplicates", "pair_copying", "corpus_copying")  # shares of documents beside real ones
 STRONGER = 0.002  # nats per token of validation loss by which a swept arm has to be better than repetition
 
 
@@ -120,13 +120,20 @@ def _of_quality(summary: dict[str, Any]) -> Iterator[str]:
         rows = {row["group"]: row for row in measured["rows"]}
         real, kept = rows.get(REAL, {}), rows.get(KEPT, {})
         told = []
-        for measure in WORSE if measured["pairs"] == "related" else WORSE[:-1]:
+        for measure in WORSE:
             low, high = kept.get(f"{measure}_low"), real.get(f"{measure}_high")
             if low is not None and high is not None and low > high:
                 label = measured["measures"][measure]["label"]
                 told.append(f"{label} {kept[measure]:.1%} (real {real[measure]:.1%})")
         if told:
             yield f"accepted {name} documents are surely worse than real ones: {', '.join(told)}."
+        chance = rows.get(RANDOM, {}).get("unrelated")
+        if measured["pairs"] == "related" and chance is not None and kept.get("unrelated") is not None:
+            if kept["unrelated_high"] >= chance:
+                yield (
+                    f"accepted {name} documents are not surely nearer to their seeds than random ones: pair irrelevance"
+                    f" {kept['unrelated']:.1%}, of random pairs {chance:.1%}."
+                )
 
 
 def _name(measured: dict[str, Any]) -> str:

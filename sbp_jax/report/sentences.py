@@ -29,8 +29,8 @@ def _gaps(summary: dict[str, Any]) -> Iterator[str]:
             continue
         if gap["closed"] is not None:
             yield _closed(gap)
-        elif (gap["budget"], gap["reason"]) not in told:  # one sentence for all arms that it holds for
-            told.add((gap["budget"], gap["reason"]))
+        elif (key := (gap["budget"], gap["reason"].replace(gap["arm"], ""))) not in told:  # once for all such arms
+            told.add(key)
             yield f"{BUDGETS[gap['budget']].capitalize()} the gap closed is undefined, because {gap['reason']}."
 
 
