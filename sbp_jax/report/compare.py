@@ -217,4 +217,10 @@ def _quality(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 values = [row.get(name) for row in rows]
                 if any(value is not None for value in values):
                     entry = {"pairs": told[0]["pairs"], "base": told[0]["base"], "group": group}
-                    yield entry | {"label": measure["label"], "unit": measure["unit"], "values": values}
+                    bounds = [[row.get(f"{name}_low"), row.get(f"{name}_high")] for row in rows]
+                    yield entry | {
+                        "label": measure["label"],
+                        "unit": measure["unit"],
+                        "values": values,
+                        "bounds": bounds,
+                    }

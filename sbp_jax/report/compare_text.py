@@ -51,7 +51,10 @@ def show(compared: dict[str, Any], console: Console) -> None:
     if compared["quality"]:
         table = _table(console, "Quality of synthetic text", "pairs", "documents", "measure", *names)
         for row in compared["quality"]:
-            cells = (cell(value, row["unit"]) for value in row["values"])
+            cells = []
+            for value, (low, high) in zip(row["values"], row["bounds"], strict=True):
+                interval = "" if low is None else f" ({cell(low, row['unit'])} to {cell(high, row['unit'])})"
+                cells.append(cell(value, row["unit"]) + interval)
             table.add_row(row["pairs"], row["group"].replace("_", " "), row["label"], *cells)
         console.print(table)
 
