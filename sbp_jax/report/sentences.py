@@ -50,9 +50,10 @@ def _interval(value: dict[str, Any], form: str) -> str:
 
 
 def spent(summary: dict[str, Any]) -> str | None:
-    """What the arms with synthetic text took, in terms of repetition; None where operations were not counted."""
+    """What the arms that took more than their training did, in terms of repetition; None where none did."""
     totals = {row["arm"]: row["flops"]["total"] for row in summary["compute"]}
-    shown = [row["arm"] for row in summary["arms"] if row["sweep"] is None and row["synthetic_share_asked"]]
+    more = {row["arm"] for row in summary["compute"] if row["flops"]["total"] > row["flops"]["training"]}
+    shown = [row["arm"] for row in summary["arms"] if row["sweep"] is None and row["arm"] in more]
     if BASE_ARM not in totals or not shown:
         return None
     times = ", ".join(f"{arm} {totals[arm] / totals[BASE_ARM]:.2f}" for arm in shown)

@@ -20,12 +20,11 @@ from sbp_jax.config import Arm
 from sbp_jax.report.losses import bounds, contrasts, gaps
 from sbp_jax.report.results import Runs
 from sbp_jax.scoring.scores import Average, Function, Scores
-from sbp_jax.scoring.share import share
+from sbp_jax.scoring.share import METRICS, share
 
 RESULTS = "results.json"
 AVERAGE, ACCURACY = "average", "accuracy"
 ACCURACIES = ("acc", "exact_match")  # by falling preference; one of each task is in the average
-SHARES = ("acc", "acc_norm", "exact_match", "em", ACCURACY)  # of items that are right
 NO_QUESTIONS = ("lambada",)  # beginnings of the names of tasks that ask for a word, not for an answer
 # What the harness makes of the sum over the items by that of their weights, by the name that it has there.
 FUNCTIONS: dict[str, Function] = {
@@ -85,7 +84,7 @@ def _measured(runs: Runs) -> list[Measured]:
             continue
         told = {name: first[name] for name in ("task", "items", "fewshot")}
         told |= {name: metric[name] for name in ("metric", "higher_is_better", "chance")}
-        told["is_share"] = metric["metric"].partition(",")[0] in SHARES
+        told["is_share"] = metric["metric"].partition(",")[0] in METRICS
         made.append(Measured(told, finite, _scores(runs, first, metric, finite)))
     return made
 

@@ -36,7 +36,8 @@ def gap_closed(gain: Draws, oracle: Draws) -> Gap:
         return Gap(None, "few")
     if bounds.low <= 0.0:
         return Gap(None, "worse" if bounds.high < 0.0 else "unclear")
-    fractions_B = gain.draws / oracle.draws
+    with np.errstate(divide="ignore", invalid="ignore"):  # of accuracies, a draw may find no gain at all
+        fractions_B = gain.draws / oracle.draws
     order = np.argsort(fractions_B, kind="stable")
     # The share of the draws in which gain - f oracle is not above zero, for f at each of the fractions in order.
     signs_B = np.sign(oracle.draws[order])

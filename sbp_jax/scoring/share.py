@@ -4,6 +4,7 @@ import math
 
 from sbp_jax.scoring.ratio import Estimate
 
+METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em")  # of tasks: shares of items
 Z = 1.959963984540054  # of the normal distribution, for 95%
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from sbp_jax.artifacts import Artifact
 
 HELP = "score finished arms, or any model in a Hugging Face folder, on tasks of lm-eval and on held-out text"
-SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em")  # printed in per cent
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -189,9 +188,11 @@ def _value(metric: dict[str, Any]) -> str:
 
 
 def _shown(metric: str, value: float | None) -> str:
+    from sbp_jax.scoring.share import METRICS
+
     if value is None:
         return ""
-    return f"{100 * value:.1f}%" if metric.partition(",")[0] in SHARES else f"{value:,.4g}"
+    return f"{100 * value:.1f}%" if metric.partition(",")[0] in METRICS else f"{value:,.4g}"
 
 
 def _ignore(line: str) -> None:
