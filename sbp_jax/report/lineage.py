@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sbp_jax.accounting.charges import CHARGED
 from sbp_jax.artifacts import Artifact
 from sbp_jax.report.results import Results
 
@@ -28,6 +29,20 @@ def artifacts(results: Results) -> list[dict[str, Any]]:
     for kind, meaning, runs in (("train", "trained", results.trained), ("score", "scored", results.scored)):
         for arm, seeds in runs.items():
             found += [_row(f"{kind}-{arm}-{seed}", f"the {arm} arm, {meaning}", made) for seed, made in seeds.items()]
+    for kind, on in (("score", results.texts), ("task", results.tasks)):
+        for name, runs in on.items():
+            for arm, seeds in runs.items():
+                told = f"the {arm} arm on {name}"
+                found += [_row(f"{kind}-{name}-{arm}-{seed}", told, made) for seed, made in seeds.items()]
+    found += [
+        _row(f"copies-{name}", f"what of {name} stands in the corpus", made) for name, made in results.copies.items()
+    ]
+    for suffix, made in results.quality.items():
+        found.append(_row(f"quality{suffix}", "synthetic documents beside real ones", made))
+    listed = {row["key"] for row in found}
+    for role, made in results.charged.items():
+        if made.key not in listed:
+            found.append(_row(role.removeprefix(CHARGED), "read for what it took", made))
     return found
 
 
