@@ -171,7 +171,9 @@ def _groups(nodes: Nodes, kind: str) -> None:
     tuning, rules = experiment.tuning, experiment.pairs
     if kind == "random":  # the control: as many pairs from the same seeds, of documents that are not related
         config: dict[str, Any] = {"neighbors": experiment.neighbors, "threshold": rules.threshold}
-        nodes.add(f"neighbors{ending}", neighbors, {"embeddings": "embeddings", "like": "pairs"}, config)
+        config["context"] = tuning.context
+        inputs = {"like": "pairs", **same("embeddings", "tokens")}
+        nodes.add(f"neighbors{ending}", neighbors, inputs, config)
         inputs = {"neighbors": f"neighbors{ending}", **same("screened", "tokens")}
         nodes.add(f"pairs{ending}", pairs, inputs, {"pairs": rules, "context": tuning.context, "window": False})
     config = {

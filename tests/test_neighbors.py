@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from etils import epath
 
-from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
+from sbp_jax.artifacts import Artifact, Output, Recipe, arrayrecord, parquet
 from sbp_jax.config import Execution, MeshShape, Neighbors
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel.mesh import build_mesh
@@ -342,6 +342,22 @@ def test_random_pairs_keep_the_number_of_each_seed_and_no_real_neighbour(tmp_pat
     assert len(set(d2.tolist())) > 150  # they are spread over the documents
     again = run(tmp_path, vectors, Neighbors(), "again", threshold=0.4, like=like)
     assert again.files == made.files and again.stats["undrawn"] == 0
+
+
+def test_random_pairs_fit_a_row_of_the_synthesizer(tmp_path):
+    """Pairs that are drawn too long are rejected later, and the control is then tuned on fewer than the method."""
+    vectors, lengths = clustered(300, clusters=6), np.random.default_rng(1).integers(5, 60, 300)
+    like = accepted(tmp_path, [(3 * d1, 3 * ((d1 + 1) % 300), "accepted") for d1 in range(0, 300, 3)])
+    every = Output(epath.Path(tmp_path / "tokens"), Recipe("tokenize", 1, {}, {}), "tokens")
+    ids = [np.zeros(lengths[place // 3] if place % 3 == 0 else 1, "<i4").tobytes() for place in range(900)]
+    every.shard(0, ".array_record", lambda writing: arrayrecord.write(writing, ids))
+    tokens = every.finish()
+    fitting = run(tmp_path, vectors, Neighbors(), "fit", threshold=0.4, like=like, tokens=tokens, context=82)
+    table = parquet.read(fitting).to_pydict()
+    together = lengths[np.array(table["query"]) // 3] + lengths[np.array(table["neighbor"]) // 3]
+    assert len(together) == 100 and together.max() + 3 == 83 and fitting.stats["undrawn"] == 0
+    loose = parquet.read(run(tmp_path, vectors, Neighbors(), "any", threshold=0.4, like=like)).to_pydict()
+    assert max(lengths[np.array(loose["query"]) // 3] + lengths[np.array(loose["neighbor"]) // 3]) + 3 > 83
 
 
 def test_a_random_pair_is_given_up_where_all_documents_are_related(tmp_path):

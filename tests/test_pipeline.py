@@ -81,7 +81,7 @@ def test_what_an_arm_or_an_embedder_needs_is_in_the_graph(experiment):
     assert "base" not in graph(experiment)["embeddings"].inputs
     assert nodes["train-control-0"].inputs["synthetic"] == "rows-synthetic-random"
     assert nodes["train-sbp-0"].inputs["synthetic"] == "rows-synthetic"
-    assert nodes["neighbors-random"].inputs == {"embeddings": "embeddings", "like": "pairs"}
+    assert nodes["neighbors-random"].inputs == {"embeddings": "embeddings", "like": "pairs", "tokens": "tokens"}
     assert nodes["synthesizer-random"].inputs["pairs"] == "rows-pairs-train-random"
     assert not any(name.endswith(("-random", "-self")) for name in graph(experiment))
     assert list(nodes).index("neighbors-random") < list(nodes).index("synthesizer-random")

@@ -11,7 +11,13 @@ ATTEMPTS = 64  # draws of a pair before it is given up: nearly all documents are
 
 
 def draw(
-    vectors_ND: np.ndarray, queries_P: np.ndarray, places_P: np.ndarray, threshold: float, seed: int
+    vectors_ND: np.ndarray,
+    queries_P: np.ndarray,
+    places_P: np.ndarray,
+    threshold: float,
+    seed: int,
+    lengths_N: np.ndarray | None = None,
+    room: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each pair another document instead of its neighbour.
 
@@ -20,6 +26,8 @@ def draw(
       queries_P: int [P], index of each pair's d1, rising.
       places_P: int [P], the place of the pair among those of its d1.
       threshold: similarity from which on two documents are related, and not drawn.
+      lengths_N: tokens of each document; None: of no account.
+      room: tokens that two documents may have together; others do not fit a row of the synthesizer.
 
     Returns:
       Indices, int64 [P], -1 where `ATTEMPTS` draws gave none, and true similarities, float32 [P]. A d1 has no d2
@@ -35,6 +43,8 @@ def draw(
         drawn_P[open_P] = candidates.astype(np.int64)
         similarities_P[open_P] = _products(vectors_ND, queries_P[open_P], drawn_P[open_P])
         refused_P = (drawn_P == queries_P) | (similarities_P >= np.float32(threshold))
+        if lengths_N is not None:
+            refused_P |= lengths_N[queries_P] + lengths_N[np.maximum(drawn_P, 0)] > room
         # Of two equal draws for one d1 the later place draws again.
         order = np.lexsort((places_P, drawn_P, queries_P))
         again = (np.diff(queries_P[order]) == 0) & (np.diff(drawn_P[order]) == 0)

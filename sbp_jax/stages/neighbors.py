@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jax.experimental import multihost_utils
 
-from sbp_jax.artifacts import Artifact, Output, parquet
+from sbp_jax.artifacts import Artifact, Output, arrayrecord, parquet
 from sbp_jax.artifacts.artifact import Writing, finished_files, read_json
 from sbp_jax.config import Execution, Neighbors
 from sbp_jax.errors import SbpError
@@ -27,9 +27,11 @@ from sbp_jax.search import backends, random_pairs
 from sbp_jax.search.audit import audit
 from sbp_jax.search.ranking import MISSING
 from sbp_jax.search.vectors import Stored
+from sbp_jax.text import template
 
 VERSION = 3
 QUERIES_PER_SHARD = 10_000
+READ = 4096  # documents whose lengths are read at a time
 CHOICE = "choice.json"  # of the search, made once
 SCRATCH = "scratch"  # indexes and buckets of a run that goes on; gone once the artifact is complete
 SCHEMA = pa.schema([("query", pa.int64()), ("neighbor", pa.int64()), ("similarity", pa.float32())])
@@ -43,6 +45,8 @@ def run(
     execution: Execution,
     threshold: float = 1.0,
     like: Artifact | None = None,
+    tokens: Artifact | None = None,
+    context: int = 0,
 ) -> Artifact:
     """Writes `query`, `neighbor` (ordinals) and `similarity`, ordered by query and falling similarity.
 
@@ -52,6 +56,8 @@ def run(
     Args:
       threshold: of the control, the similarity from which on documents are related and not drawn.
       like: pairs, each accepted one of which becomes a random pair with the same d1: the control.
+      tokens: of all documents, so that only pairs which fit a row of the synthesizer are drawn; None: any.
+      context: positions of such a row.
 
     Raises:
       SbpError: a vector that is zero or not finite, fewer than two documents, or an index of other vectors.
@@ -61,7 +67,8 @@ def run(
         raise SbpError(f"{embeddings.path} has fewer than two documents, so none has a neighbour; raise splits.capped")
     with _scratch(output) as folder:
         if like is not None:
-            return output.finish(_random(output, like, stored, threshold, folder))
+            lengths_N = None if tokens is None else _lengths(tokens, stored.ordinals)
+            return output.finish(_random(output, like, stored, threshold, folder, lengths_N, context))
         choice = _choice(output, stored, neighbors)
         shards = range(0, len(stored), QUERIES_PER_SHARD)
         names = [_name(index) for index in range(len(shards))]
@@ -157,8 +164,27 @@ def _write(writing: Writing, ordinals: np.ndarray, start: int, indices: np.ndarr
     writing.stats = {"queries": len(indices), "missing": int(np.count_nonzero(~found))}
 
 
-def _random(output: Output, like: Artifact, stored: Stored, threshold: float, folder: Path) -> dict[str, Any]:
+def _lengths(tokens: Artifact, ordinals: np.ndarray) -> np.ndarray:
+    """Tokens of each document, int64 [N]."""
+    records: Any = arrayrecord.source(tokens)
+    parts = [np.empty(0, np.int64)]
+    for start in range(0, len(ordinals), READ):
+        some = records.__getitems__(ordinals[start : start + READ].tolist())
+        parts.append(np.array([len(record) // np.dtype(np.int32).itemsize for record in some], np.int64))
+    return np.concatenate(parts)
+
+
+def _random(
+    output: Output,
+    like: Artifact,
+    stored: Stored,
+    threshold: float,
+    folder: Path,
+    lengths_N: np.ndarray | None,
+    context: int,
+) -> dict[str, Any]:
     """One shard of random pairs for each shard of pairs."""
+    room = context + 1 - template.length(0, 1)
     shards = like.shards(".parquet")
     names = [_name(index) for index in range(len(shards))]
     own = output.apart(names, jax.process_index(), jax.process_count())
@@ -174,7 +200,7 @@ def _random(output: Output, like: Artifact, stored: Stored, threshold: float, fo
             d1 = np.sort(table["d1"].to_numpy()[table["verdict"].to_numpy(zero_copy_only=False) == "accepted"])
             queries = np.searchsorted(stored.ordinals, d1)
             places = np.arange(len(d1)) - np.searchsorted(d1, d1)
-            drawn, similarities = random_pairs.draw(vectors_ND, queries, places, threshold, seed=0)
+            drawn, similarities = random_pairs.draw(vectors_ND, queries, places, threshold, 0, lengths_N, room)
             order = np.lexsort((drawn, -similarities, d1))
             order = order[drawn[order] >= 0]
             columns = {"query": d1[order], "neighbor": stored.ordinals[drawn[order]]}

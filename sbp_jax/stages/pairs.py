@@ -35,6 +35,7 @@ from sbp_jax.data.screened import Shingles, columns, mapped, save
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 from sbp_jax.search.audit import ROUNDING
+from sbp_jax.text import template
 
 VERSION = 3
 ACCEPTED = "accepted"
@@ -42,7 +43,6 @@ VERDICTS = (
     *("too_distant", "too_similar", "near_duplicate", "contaminated", "language", "length", "not_mutual"),
     *("too_long", "same_source", "hub"),
 )
-ADDED_TOKENS = 3  # E d1 S d2 E
 BAND = 0.05  # of similarity under the threshold in which pairs are kept as too distant
 BIN = 5  # hundredths: width of the bins of the similarity histogram
 SCHEMA = pa.schema(
@@ -224,7 +224,7 @@ def _evidence(
         "jaccard": compared.jaccard_P,
         "shared": compared.shared_P,
         "boilerplate": compared.boilerplate_P,
-        "tokens": lengths[0] + lengths[1] + ADDED_TOKENS,
+        "tokens": template.length(lengths[0] + lengths[1], 1),
         "length_ratio": (np.minimum(*lengths) / np.maximum(np.maximum(*lengths), 1)).astype(np.float32),
         "same_source": first["source"] == second["source"],
         "same_language": unknown | (first["language"] == second["language"]),
