@@ -263,7 +263,7 @@ def _quality(nodes: Nodes, origin: Source) -> None:
         config: dict[str, Any] = {"judge": asked, "prompts": questions.hashes()}
         verdicts["judge"] = nodes.add(f"judge{ending}", judge, inputs, config)
     inputs = inputs | same("embeddings", "tokenizer") | verdicts
-    evaluations = _evaluations(experiment)
+    evaluations = _evaluations(experiment, _task_files(experiment))
     about = {"pairs": kind, "base": start, "suffix": ending}
     config = {"measured": experiment.quality.documents, "about": about, "embedding": experiment.embedding}
     config |= {"settings": nodes.settings, "evaluations": evaluations}
@@ -333,8 +333,17 @@ def _embeds_itself(experiment: Experiment) -> bool:
     return experiment.embedding.model == models.SELF and experiment.embedding.vectors is None
 
 
-def _evaluations(experiment: Experiment) -> contamination.Evaluations:
-    return contamination.Evaluations(experiment.pairs.decontaminate)
+def _evaluations(experiment: Experiment, more: tuple[str, ...] = ()) -> contamination.Evaluations:
+    return contamination.Evaluations(tuple(dict.fromkeys((*experiment.pairs.decontaminate, *more))))
+
+
+def _task_files(experiment: Experiment) -> tuple[str, ...]:
+    """The local files of the tasks that the arms are asked, whose items documents should not hold."""
+    evaluation = experiment.evaluation
+    if evaluation.data is None or not epath.Path(evaluation.data).expanduser().is_dir():
+        return ()  # that it is missing is told where it is needed
+    asked = (local.Asked(task, data=evaluation.data) for task in evaluation.tasks)
+    return tuple(str(file) for task in asked for file in local.files(task))
 
 
 def _files(path: str) -> list[epath.Path]:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from sbp_jax.artifacts import Artifact, parquet
+from sbp_jax.config import Corpus, Evaluation, Experiment
+from sbp_jax.graph import graph
 from sbp_jax.quality.measures import MEASURES
 from sbp_jax.text.contamination import Evaluations
 from tests.quality_inputs import inputs, measured, text
@@ -313,3 +315,15 @@ def test_the_numbers_follow_from_the_documents(tmp_path: Path) -> None:
         assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
     assert row["repetition_rate"] == np.mean([own["repetition"] > 0.2 for own in rows])
     assert rows[0]["tokens"] == len(rows[0]["text"].encode())  # the tokenizer of this test has bytes alone
+
+
+def test_items_of_local_tasks_are_looked_for_in_documents(tmp_path):
+    """Guards a share of contaminated documents that nobody looked for, where the tasks' files are at hand."""
+    (tmp_path / "arc_easy.jsonl").write_text('{"query": "q", "choices": ["a"], "gold": 0}\n')
+    corpus = tmp_path / "documents.jsonl"
+    corpus.write_text('{"id": "a", "text": "some text"}\n')
+    asked = Evaluation(tasks=("arc_easy",), data=str(tmp_path))
+    experiment = Experiment(name="looked", corpus=Corpus(paths=(str(corpus),)), evaluation=asked)
+    nodes = graph(experiment)
+    assert nodes["quality"].config["evaluations"].paths == (str(tmp_path / "arc_easy.jsonl"),)
+    assert nodes["synthetic"].config["evaluations"].paths == ()  # what is filtered out is the user's choice

@@ -116,7 +116,7 @@ MEASURES = {
     ),
     "contaminated": Measure(
         "contamination",
-        "documents that hold an item of an evaluation set (pairs.decontaminate); empty where none is named",
+        "documents that hold an item of an evaluation set (of pairs.decontaminate, or of a task); null where nobody looked",
         "share",
         SMALLER,
     ),

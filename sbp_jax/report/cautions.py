@@ -96,7 +96,9 @@ def _of_tasks(summary: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_contamination(summary: dict[str, Any], experiment: Experiment) -> Iterator[str]:
-    if summary["tasks"] and not experiment.pairs.decontaminate:
+    rows = [row for measured in summary["quality"] for row in measured["rows"]]
+    looked = experiment.pairs.decontaminate or any(row.get("contaminated") is not None for row in rows)
+    if summary["tasks"] and not looked:
         yield (
             "nobody looked whether documents hold items of the tasks; name the tasks' files in pairs.decontaminate, and"
             " the table of quality says how many real and synthetic ones do."
