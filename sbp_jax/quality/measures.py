@@ -116,7 +116,7 @@ MEASURES = {
     ),
     "contaminated": Measure(
         "contamination",
-        "documents that hold an item of an evaluation set (of pairs.decontaminate, or of a task); null where nobody looked",
+        "documents that hold an item of a set in pairs.decontaminate or of a task; null where nobody looked",
         "share",
         SMALLER,
     ),
