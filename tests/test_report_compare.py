@@ -1,7 +1,7 @@
 """`sbp report --compare`: runs are found, settings and losses differ as planted, and intervals say what they are."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,15 @@ from etils import epath
 from rich.console import Console
 
 from sbp_jax import cli
-from sbp_jax.artifacts import Output, Recipe, parquet
+from sbp_jax.artifacts import Output, Recipe, find, parquet
 from sbp_jax.config import Arm, Experiment, Training
 from sbp_jax.errors import SbpError
 from sbp_jax.experiments import to_json
-from sbp_jax.report import compare_page, compare_text
+from sbp_jax.report import compare_page, compare_tasks, compare_text, losses, task_scores
 from sbp_jax.report.compare import compare, settings
+from sbp_jax.report.compare_losses import apart
 from sbp_jax.report.runs import open_all, open_run
+from sbp_jax.scoring.share import share
 from tests import planted_summary
 
 EXPERIMENT = Experiment(name="first", arms=(Arm("repetition"), Arm("sbp", synthetic_share=0.25)), seeds=(0, 1))
@@ -35,6 +37,7 @@ def _run(
     corpus: str = "corpus",
     skipped: int = 0,
     tokens: int = TARGETS,
+    held_out: Callable[[Path], tuple[dict[str, str], dict[str, Any]]] = lambda workdir: ({}, {}),
 ) -> Path:
     """A work folder with a finished report and the scores behind it; every document is as hard in each run.
 
@@ -42,6 +45,7 @@ def _run(
       corpus: whose key the documents have.
       skipped: test documents that are not there.
       tokens: of a document, whatever it has of bytes.
+      held_out: writes text sets and tasks: inputs of the report, and what its summary says of them.
     """
     hard = np.random.default_rng(0).normal(0, 1, DOCUMENTS)[skipped:]
     inputs, rows = {"documents": corpus}, []
@@ -65,6 +69,8 @@ def _run(
     gap |= {"reason": f"planted {HOSTILE}", "against": "repetition", "oracle": "oracle"}
     summary |= {"arms": rows, "gaps": [gap], "comparisons": [], "tasks": [], "compute": []}
     summary |= {"counts": {"documents": 10, "accepted_pairs": 3}, "quality": [planted_summary.quality("related")]}
+    more, told = held_out(workdir)
+    inputs, summary = inputs | more, summary | {"texts": []} | told
     recipe = Recipe("report", 1, {"experiment": json.loads(json.dumps(to_json(experiment)))}, inputs)
     output = Output(epath.Path(workdir / "artifacts/report" / recipe.key), recipe, "report")
     with output.writing("summary.json") as writing:
@@ -122,7 +128,7 @@ def test_other_documents_give_an_interval_that_says_it_is_not_paired(
     found = compare(open_all(_both(tmp_path, **second)))
     difference = _arm(found, "repetition")
     assert not difference["paired"] and difference["why"] == why and difference["unit"] == "bits per byte"
-    half = np.hypot(0.35, 0.35) / 2  # of a half-width of 0.35 nats each, at half a bit a nat
+    half = np.hypot(0.3, 0.4) / 2  # a loss is 0.3 nats above its bound, the other 0.4 below, at half a bit a nat
     assert difference["high"] - difference["low"] == pytest.approx(2 * half)
     assert why in _told(found).replace("\n", " ") and why in compare_page.render(found)
 
@@ -218,3 +224,204 @@ def test_the_command_prints_and_writes_the_page(
     assert cli.main(["report", "--compare", places["A"]]) == 2
     assert "two runs" in capsys.readouterr().err
     assert cli.main(["report", "--compare", places["A"], places["B"], "--to", str(tmp_path / "no" / "page")]) == 2
+
+
+ITEMS, TASKS = 400, ("arc_easy", "piqa")
+
+
+def _held_out(
+    workdir: Path,
+    better: float = 0.0,
+    source: str = "web",
+    skipped: int = 0,
+    size: int = 0,
+    data: str = "data",
+    asked: int = ITEMS,
+    version: int = 1,
+    tasks: Sequence[str] = TASKS,
+    arms: Sequence[str] = ("repetition", "sbp"),
+    sets: Sequence[str] = ("web",),
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Writes scores on a text set and answers to tasks, and tells of them with the report's own functions.
+
+    Args:
+      better: by how much the second arm is, in nats and as a share of right answers.
+      source: key of the set's documents, and `skipped` how many of them are not there, `size` bytes more each has.
+      data: names the content of the tasks' files, `version` the tasks' own, and `asked` the items.
+    """
+    inputs, written = {f"copies/{name}": _write(workdir, "copies", {}, {"texts": source}, None) for name in sets}, {}
+    for place, arm in enumerate(arms):
+        for seed in EXPERIMENT.seeds:
+            for name in sets:
+                written[f"text/{name}/{arm}/{seed}"] = _text(workdir, seed, place, place * better, skipped, size)
+            for task in tasks:
+                written[f"task/{task}/{arm}/{seed}"] = _task(
+                    workdir, task, (seed, place), place * better, data, asked, version
+                )
+    inputs |= written
+    found: dict[str, Any] = {}
+    for role, key in written.items():
+        kind, name, arm, number = role.split("/")
+        (folder,) = workdir.glob(f"artifacts/*/{key}")
+        artifact = find(epath.Path(folder), key)
+        found.setdefault(kind, {}).setdefault(name, {}).setdefault(arm, {})[int(number)] = artifact
+    texts = [losses.of_set(losses.scores(runs, name), name, runs) for name, runs in found.get("text", {}).items()]
+    entries, _ = task_scores.summarize(found.get("task", {}), [Arm("repetition")])
+    return inputs, {"texts": texts, "tasks": entries}
+
+
+def _text(workdir: Path, seed: int, place: int, better: float, skipped: int, size: int) -> str:
+    hard = np.random.default_rng(0).normal(4, 1, DOCUMENTS)
+    nats = TARGETS * (hard - better + np.random.default_rng([seed, place]).normal(0, 0.01, DOCUMENTS))[skipped:]
+    columns = {"ordinal": np.arange(skipped, DOCUMENTS), "nats": nats, "targets": np.full(len(nats), TARGETS)}
+    table = pa.table(columns | {"bytes": np.full(len(nats), 4 * TARGETS + size)})
+    bits = nats.sum() / np.log(2) / len(nats) / (4 * TARGETS + size)
+    config = {"seed": seed, "place": place, "better": better, "skipped": skipped, "size": size}
+    return _write(workdir, "score", config, {}, table, stats={"bits_per_byte": float(bits)})
+
+
+def _task(workdir: Path, task: str, luck: tuple[int, int], better: float, data: str, asked: int, version: int) -> str:
+    hard = np.random.default_rng(len(task)).random(asked)
+    right = hard + np.random.default_rng(luck).normal(0, 0.02, asked) < 0.4 + better
+    columns = {"task": pa.array([task] * asked), "metric": pa.array(["acc"] * asked), "item": pa.array(range(asked))}
+    table = pa.table(columns | {"value": right.astype(float), "weight": pa.nulls(asked, pa.float64())})
+    metric = {"metric": "acc", "value": float(right.mean()), "chance": 0.25, "higher_is_better": True}
+    told = {"task": task, "items": asked, "fewshot": 0, "members": [], "version": version}
+    told["metrics"] = [metric | {"aggregation": "mean"}]
+    config = {"task": task, "luck": luck, "better": better, "files": [["a.jsonl", 1, data]]}
+    config |= {"asked": asked, "version": version}
+    return _write(workdir, "ask", config, {}, table, {"tasks": [told]})
+
+
+def _write(
+    workdir: Path,
+    stage: str,
+    config: dict[str, Any],
+    inputs: dict[str, str],
+    table: pa.Table | None,
+    results: dict[str, Any] | None = None,
+    stats: dict[str, Any] | None = None,
+) -> str:
+    """An artifact; its key."""
+    recipe = Recipe(stage, 1, config, inputs)
+    output = Output(epath.Path(workdir / f"artifacts/{stage}" / recipe.key), recipe, stage)
+    if table is not None:
+        output.shard(0, ".parquet", partial(parquet.write, table=table))
+    if results is not None:
+        with output.writing("results.json") as writing:
+            writing.path.write_text(json.dumps(results))
+    output.finish(stats or {})
+    return recipe.key
+
+
+def _compared(folder: Path, **second: Any) -> dict[str, Any]:
+    """Two runs, of which the second's sbp arm is better by 0.05, unless something else is said."""
+    one = _run(folder / "one", EXPERIMENT, {"repetition": 4.2, "sbp": 4.15}, held_out=_held_out)
+    other = partial(_held_out, **{"better": 0.05} | second)
+    experiment = replace(EXPERIMENT, name="second")
+    two = _run(folder / "two", experiment, {"repetition": 4.2, "sbp": 4.05}, held_out=other)
+    return compare(open_all([str(one), str(two)]))
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Every arm on every text set and task, with the name of the value."""
+    texts = [("nats_per_token", arm) for text in found["texts"] for arm in text["arms"]]
+    return texts + [("value", row) for row in found["tasks"]]
+
+
+def test_a_run_minus_itself_is_nothing(tmp_path: Path) -> None:
+    """Guards the pairing of text sets, tasks and their average: what is the same in both runs cancels.
+
+    Where no item tells two shares apart, their difference is as sure as the number of the items allows, and no more.
+    """
+    found = compare(open_all([str(_run(tmp_path, EXPERIMENT, {"repetition": 4, "sbp": 4}, held_out=_held_out))] * 2))
+    assert [row["task"] for row in found["tasks"]] == ["arc_easy"] * 2 + ["piqa"] * 2 + ["average"] * 2
+    for name, row in _rows(found):
+        difference = row["differences"][1]
+        items = 2 * ITEMS if row.get("task") == "average" else ITEMS
+        half = 0.0 if name == "nats_per_token" else share(0, items).high
+        assert half is not None and difference["paired"] and difference["difference"] == 0.0
+        assert (difference["low"], difference["high"]) == (-half, half)
+        assert difference["unit"] == ("nats per token" if name == "nats_per_token" else None)
+
+
+def test_differences_are_those_of_the_values_and_paired_intervals_hold_what_was_planted(tmp_path: Path) -> None:
+    """Guards the sign, the arm that a difference is of, and the pairing: documents differ by a whole nat."""
+    for name, row in _rows(_compared(tmp_path)):
+        first, second = (value[name] for value in row["values"])
+        difference = row["differences"][1]
+        assert difference["paired"] and difference["difference"] == pytest.approx(second - first, abs=1e-12)
+        planted = 0.0 if row["arm"] == "repetition" else 0.05 if name == "value" else -0.05
+        assert difference["low"] - 1e-9 <= planted <= difference["high"] + 1e-9
+        widths = [value["high"] - value["low"] for value in row["values"]]
+        assert difference["high"] - difference["low"] < 0.6 * np.hypot(*widths)
+
+
+@pytest.mark.parametrize(
+    "second, kind, why",
+    [
+        ({"source": "else", "skipped": 5}, "texts", "other documents of web"),
+        ({"source": "else", "size": 1}, "texts", "other documents of web"),
+        ({"skipped": 5}, "texts", "other documents of web"),
+        ({"data": "else"}, "tasks", "other data of the task"),
+        ({"version": 2}, "tasks", "another version of the task"),
+        ({"asked": 300}, "tasks", "other items"),
+    ],
+)
+def test_other_documents_and_items_are_not_paired(tmp_path: Path, second: dict[str, Any], kind: str, why: str) -> None:
+    """Guards against pairing what has nothing in common, and the star and the reason in both outputs."""
+    found = _compared(tmp_path, **second)
+    for name, row in _rows(found):
+        difference, values = row["differences"][1], row["values"]
+        assert difference["paired"] == ((name == "value") != (kind == "tasks"))
+        if difference["paired"]:
+            continue
+        assert difference["why"] == (compare_tasks.TASKS if row.get("task") == "average" else why)
+        asked = "bits_per_byte" if kind == "texts" else "value"
+        assert difference["difference"] == pytest.approx(values[1][asked] - values[0][asked])
+        assert difference["low"] < difference["difference"] < difference["high"]
+    told, page = " ".join(_told(found).split()), compare_page.render(found)
+    assert f"* second: {why}" in told and why in page and "*<small" in page
+
+
+def test_the_same_documents_of_another_recipe_are_paired(tmp_path: Path) -> None:
+    """Guards sets whose file has another name: the key is another one, the documents are the same."""
+    for _, row in _rows(_compared(tmp_path, source="else")):
+        assert row["differences"][1]["paired"]
+
+
+@pytest.mark.parametrize("lacks", [{"arms": ("repetition",)}, {"sets": ()}, {"tasks": ("arc_easy",)}])
+def test_what_a_run_lacks_has_no_difference(tmp_path: Path, lacks: dict[str, Any]) -> None:
+    """Guards cells that would be of another arm, set or task, and pages that fail where a value is missing."""
+    found = _compared(tmp_path, **lacks)
+    missing = [row for _, row in _rows(found) if row["values"][1] is None]
+    assert missing and all(row["differences"][1] is None for row in missing)
+    rest = [row for _, row in _rows(found) if row["values"][1] is not None]
+    assert rest and all(row["differences"][1]["paired"] for row in rest)
+    for text in (_told(found), compare_page.render(found)):
+        assert all(word in text for word in ("web", "arc_easy", "piqa"))
+
+
+def test_averages_over_other_tasks_are_not_paired(tmp_path: Path) -> None:
+    """Guards an average of the tasks that both runs have beside two values that are of more tasks."""
+    rows = _compared(tmp_path, tasks=(*TASKS, "winogrande"))["tasks"]
+    found = {row["task"]: row["differences"][1] for row in rows if row["arm"] == "sbp"}
+    assert found["arc_easy"]["paired"] and found["piqa"]["paired"] and found["winogrande"] is None
+    assert not found["average"]["paired"] and found["average"]["why"] == compare_tasks.TASKS
+
+
+def test_answers_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
+    _compared(tmp_path)
+    for file in (tmp_path / "two").glob("artifacts/ask/*/manifest.json"):
+        file.unlink()
+    for row in compare(open_all([str(tmp_path / name) for name in ("one", "two")]))["tasks"]:
+        difference = row["differences"][1]
+        assert not difference["paired"] and difference["low"] < difference["difference"] < difference["high"]
+        assert difference["why"] == (compare_tasks.TASKS if row["task"] == "average" else compare_tasks.GONE)
+
+
+def test_an_interval_that_is_not_paired_is_newcombes() -> None:
+    """Against table II of Newcombe 1998: 56 of 70 and 48 of 80, method 10 gives 0.0524 to 0.3339."""
+    first, other = ((found.value, found.low, found.high) for found in (share(48, 80), share(56, 70)))
+    found = apart(first, other)
+    assert found == pytest.approx({"difference": 0.2, "low": 0.0524, "high": 0.3339}, abs=5e-5)

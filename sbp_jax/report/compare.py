@@ -1,17 +1,14 @@
 """Two runs or more side by side: what was set differently, and how far their arms, gaps, ledgers and texts differ.
 
-Differences are those of each run to the first. Where both scored the same documents the interval is that of the paired
-differences; else it is made from the two intervals as if they had nothing to do with each other, and is said to be.
+Differences are those of each run to the first.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sbp_jax.artifacts import Artifact, parquet
-from sbp_jax.report.losses import TEST, bounds
+from sbp_jax.report import compare_losses, compare_tasks
+from sbp_jax.report.losses import TEST
 from sbp_jax.report.runs import Run
-from sbp_jax.scoring.scores import Columns, Scores
 
 PLACES = ("corpus.paths", "name", "note")  # fields that a run may differ in without being another experiment
 THERE, MISSING = "there", "–"  # entries of lists, such as arms, that a run has or lacks
@@ -36,13 +33,14 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": [_run(run) for run in runs],
         "settings": settings([run.experiment for run in runs]),
         "unknown_settings": [run.name for run in runs if run.experiment is None],
-        "arms": [_arm(name, runs) for name in arms],
+        "arms": [compare_losses.of_arm(TEST, name, runs) for name in arms],
+        "texts": list(_texts(runs)),
         "gaps": _gaps(runs),
         "ledger": list(_ledger(arms, runs)),
         "counts": [
             {"label": label, "values": [run.summary["counts"].get(name) for run in runs]} for name, label in COUNTS
         ],
-        "tasks": list(_tasks(runs)),
+        "tasks": list(compare_tasks.scores(runs)),
         "quality": list(_quality(runs)),
     }
 
@@ -90,80 +88,14 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _arm(name: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """An arm in each run, None where it has none, and the differences to the first run."""
-    rows = [_row(run, name) for run in runs]
-    return {
-        "arm": name,
-        "values": rows,
-        "differences": [None] + [_difference(name, runs[0], run) for run in runs[1:]],
-    }
-
-
-def _row(run: Run, arm: str) -> dict[str, Any] | None:
-    return next((row for row in run.summary["arms"] if row["arm"] == arm), None)
-
-
-def _difference(arm: str, first: Run, other: Run) -> dict[str, Any] | None:
-    """Loss of an arm in one run minus that in the first: `difference`, `low`, `high`, `unit`, `paired`, `why`."""
-    rows = _row(first, arm), _row(other, arm)
-    if rows[0] is None or rows[1] is None:
-        return None
-    why = None
-    if first.keys.get("documents") is None or first.keys["documents"] != other.keys.get("documents"):
-        why = "the corpora are not known to be the same"
-    else:
-        scored = {run.place: _scored(run, arm) for run in (first, other)}
-        if not all(scored.values()):
-            why = "the scores of single documents are gone"
-        else:
-            found = _paired(scored[first.place], scored[other.place])
-            if found is not None:
-                return found
-            why = "other test documents"
-    return _unpaired(rows[0], rows[1]) | {"paired": False, "why": why}
-
-
-def _scored(run: Run, arm: str) -> dict[int, Artifact]:
-    """The scores of an arm on the test documents by seed, those that are still there."""
-    found = {seed: run.artifact(f"scored/{arm}/{seed}") for seed in run.summary["seeds"]}
-    return {seed: artifact for seed, artifact in found.items() if artifact is not None}
-
-
-def _paired(first: dict[int, Artifact], other: dict[int, Artifact]) -> dict[str, Any] | None:
-    """The paired difference, None where the documents are not the same: in bits per byte if the tokenizers differ."""
-    tables = [parquet.read(next(iter(runs.values()))).sort_by("ordinal") for runs in (first, other)]
-    if not tables[0]["ordinal"].equals(tables[1]["ordinal"]):
-        return None
-    same = tables[0]["targets"].equals(tables[1]["targets"])
-    found = Scores({"first": first, "other": other}, _of_tokens if same else _of_bytes, TEST)
-    difference = found.difference("other", "first") or found.of("other") - found.of("first")
-    unit = "nats per token" if same else "bits per byte"
-    return bounds(difference, "difference") | {"unit": unit, "paired": True, "why": None}
-
-
-def _of_tokens(scored: Artifact) -> Columns:
-    table = parquet.read(scored, ["ordinal", "nats", "targets"])
-    return table["ordinal"].to_numpy(), table["nats"].to_numpy(), table["targets"].to_numpy()
-
-
-def _of_bytes(scored: Artifact) -> Columns:
-    table = parquet.read(scored, ["ordinal", "nats", "bytes"])
-    return table["ordinal"].to_numpy(), table["nats"].to_numpy() / math.log(2), table["bytes"].to_numpy()
-
-
-def _unpaired(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """In bits per byte, which do not depend on the tokenizer."""
-    widths = []
-    for row in (first, other):
-        if row["low"] is None:
-            continue
-        scale = row["bits_per_byte"] / row["nats_per_token"]
-        widths.append((row["high"] - row["low"]) / 2 * scale)
-    difference = other["bits_per_byte"] - first["bits_per_byte"]
-    width = math.hypot(*widths) if len(widths) == 2 else None
-    low, high = (None, None) if width is None else (difference - width, difference + width)
-    return {"difference": difference, "low": low, "high": high, "unit": "bits per byte"}
+def _texts(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """Every text set: how many documents of it each run scored, None where it has none, and the losses of the arms."""
+    for name in dict.fromkeys(text["set"] for run in runs for text in run.summary["texts"]):
+        own = [next((text for text in run.summary["texts"] if text["set"] == name), None) for run in runs]
+        arms = dict.fromkeys(arm for text in own if text is not None for arm in text["arms"])
+        documents = [None if text is None else text["documents"] for text in own]
+        losses = [compare_losses.of_arm(name, arm, runs) for arm in arms]
+        yield {"set": name, "documents": documents, "arms": losses}
 
 
 def _gaps(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -177,7 +109,7 @@ def _gaps(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _ledger(arms: Sequence[str], runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
     for arm in arms:
-        rows = [_row(run, arm) for run in runs]
+        rows = [compare_losses.row(run, TEST, arm) for run in runs]
         for name, label in LEDGER:
             values = [None if row is None else row[name] for row in rows]
             if name != "synthetic_share" or any(values):
@@ -187,19 +119,6 @@ def _ledger(arms: Sequence[str], runs: Sequence[Run]) -> Iterator[dict[str, Any]
         ]
         if any(value is not None for value in spent):
             yield {"arm": arm, "label": "operations of all stages", "values": spent, "unit": "operations"}
-
-
-def _tasks(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    tasks = list(dict.fromkeys((task["task"], task["metric"]) for run in runs for task in run.summary["tasks"]))
-    for name, metric in tasks:
-        own = [
-            next((t for t in run.summary["tasks"] if (t["task"], t["metric"]) == (name, metric)), None) for run in runs
-        ]
-        chance = next((task["chance"] for task in own if task is not None), None)
-        arms = list(dict.fromkeys(arm for task in own if task is not None for arm in task["arms"]))
-        for arm in arms:
-            values = [None if task is None else task["arms"].get(arm) for task in own]
-            yield {"task": name, "metric": metric, "chance": chance, "arm": arm, "values": values}
 
 
 def _quality(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """A comparison of runs for a terminal."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sbp_jax.report.environment import percent, signed
+from sbp_jax.report.environment import difference, percent
 from sbp_jax.report.summary import printable
 from sbp_jax.report.svg import compact
 
@@ -14,23 +15,18 @@ CUT = 40  # characters of a setting
 
 
 def show(compared: dict[str, Any], console: Console) -> None:
-    """Prints the settings that differ, the arms, the gaps, the ledgers and the quality of synthetic text."""
+    """Prints what differs in settings, losses, gaps, ledgers, tasks and the quality of synthetic text."""
     names = [run["name"] for run in compared["runs"]]
     for run in compared["runs"]:
         about = f"{run['seeds']} seed{'s' if run['seeds'] > 1 else ''}, {compact(run['parameters'])} parameters"
         console.print(
             Text(f"{printable(run['name'])}: {run['place']}, {about}, {run['test_documents']:,} test documents")
         )
-    if compared["settings"]:
-        table = _table(console, "Settings that differ", "field", *names)
-        for row in compared["settings"]:
-            table.add_row(Text(row["field"]), *(Text(_cut(value)) for value in row["values"]))
-        console.print(table)
-    elif not compared["unknown_settings"]:
-        console.print("\nAll settings are the same.")
-    if compared["unknown_settings"]:
-        console.print(f"\nThe settings of {', '.join(compared['unknown_settings'])} are not known: a summary alone.")
-    _arms(compared, names, console)
+    _settings(compared, names, console)
+    _losses("Test loss", compared["arms"], names, console)
+    for text in compared["texts"]:
+        sizes = ", ".join("none" if size is None else f"{size:,}" for size in text["documents"])
+        _losses(f"Loss on {text['set']} ({sizes} documents)", text["arms"], names, console)
     if compared["gaps"]:
         table = _table(console, "Gap closed", "arm", "set", "at equal", *names)
         for row in compared["gaps"]:
@@ -43,50 +39,84 @@ def show(compared: dict[str, Any], console: Console) -> None:
         table.add_row("", row["label"], *(cell(value) for value in row["values"]))
     console.print(table)
     if compared["tasks"]:
-        table = _table(console, "Tasks", "task", "chance", "arm", *names)
-        for row in compared["tasks"]:
-            scores = ("" if value is None else f"{value['value']:.4g} {_interval(value)}" for value in row["values"])
-            table.add_row(f"{row['task']} {row['metric']}", cell(row["chance"]), row["arm"], *scores)
-        console.print(table)
+        _tasks(compared["tasks"], names, console)
     if compared["quality"]:
-        table = _table(console, "Quality of synthetic text", "pairs", "documents", "measure", *names)
-        for row in compared["quality"]:
-            cells = []
-            for value, (low, high) in zip(row["values"], row["bounds"], strict=True):
-                interval = "" if low is None else f" ({cell(low, row['unit'])} to {cell(high, row['unit'])})"
-                cells.append(cell(value, row["unit"]) + interval)
-            table.add_row(row["pairs"], row["group"].replace("_", " "), row["label"], *cells)
+        _quality(compared["quality"], names, console)
+
+
+def _settings(compared: dict[str, Any], names: list[str], console: Console) -> None:
+    if compared["settings"]:
+        table = _table(console, "Settings that differ", "field", *names)
+        for row in compared["settings"]:
+            table.add_row(Text(row["field"]), *(Text(_cut(value)) for value in row["values"]))
         console.print(table)
+    elif not compared["unknown_settings"]:
+        console.print("\nAll settings are the same.")
+    if compared["unknown_settings"]:
+        console.print(f"\nThe settings of {', '.join(compared['unknown_settings'])} are not known: a summary alone.")
 
 
-def _arms(compared: dict[str, Any], names: list[str], console: Console) -> None:
-    columns = [
-        column for place, name in enumerate(names) for column in ([name] if place == 0 else [name, "minus first"])
-    ]
-    table = _table(console, f"Test loss, nats per token; differences to {names[0]}", "arm", *columns)
-    reasons = {}
-    for arm in compared["arms"]:
-        cells = []
-        for place, row in enumerate(arm["values"]):
-            cells.append("" if row is None else f"{row['nats_per_token']:.4f}")
-            if place:
-                found = arm["differences"][place]
-                if found is None:
-                    cells.append("")
-                    continue
-                star = "" if found["paired"] else " *"
-                cells.append(f"{signed(found['difference'])} ({between(found)}){star}".replace(" ()", ""))
-                if not found["paired"]:
-                    reasons[f"{names[place]}: {found['why']}"] = found["unit"]
-        table.add_row(arm["arm"], *cells)
+def _losses(title: str, arms: list[dict[str, Any]], names: list[str], console: Console) -> None:
+    table = _table(console, f"{title}, nats per token; differences to {names[0]}", "arm", *_columns(names))
+    for arm in arms:
+        losses = ("" if row is None else f"{row['nats_per_token']:.4f}" for row in arm["values"])
+        table.add_row(arm["arm"], *_with_differences(losses, arm["differences"]))
     console.print(table)
+    _reasons(arms, names, console)
+
+
+def _tasks(rows: list[dict[str, Any]], names: list[str], console: Console) -> None:
+    table = _table(console, f"Tasks; differences to {names[0]}", "task", "chance", "arm", *_columns(names))
+    for row in rows:
+        scores = ("" if value is None else f"{value['value']:.4g} {_interval(value)}" for value in row["values"])
+        lower = " (lower is better)" if row["higher_is_better"] is False else ""
+        cells = _with_differences(scores, row["differences"])
+        table.add_row(f"{row['task']} {row['metric']}{lower}", cell(row["chance"]), row["arm"], *cells)
+    console.print(table)
+    _reasons(rows, names, console)
+
+
+def _quality(rows: list[dict[str, Any]], names: list[str], console: Console) -> None:
+    table = _table(console, "Quality of synthetic text", "pairs", "documents", "measure", *names)
+    for row in rows:
+        cells = []
+        for value, (low, high) in zip(row["values"], row["bounds"], strict=True):
+            interval = "" if low is None else f" ({cell(low, row['unit'])} to {cell(high, row['unit'])})"
+            cells.append(cell(value, row["unit"]) + interval)
+        table.add_row(row["pairs"], row["group"].replace("_", " "), row["label"], *cells)
+    console.print(table)
+
+
+def _columns(names: list[str]) -> list[str]:
+    """A column for each run, and one more for its difference to the first."""
+    return [names[0], *(column for name in names[1:] for column in (name, "minus first"))]
+
+
+def _with_differences(values: Iterable[str], differences: list[dict[str, Any] | None]) -> Iterator[str]:
+    for place, (value, found) in enumerate(zip(values, differences, strict=True)):
+        yield value
+        if place and found is None:
+            yield ""
+        elif found is not None:
+            star = "" if found["paired"] else " *"
+            yield f"{difference(found['difference'])} ({between(found)}){star}".replace(" ()", "")
+
+
+def _reasons(rows: list[dict[str, Any]], names: list[str], console: Console) -> None:
+    """Why differences have a star, each reason once."""
+    reasons: dict[str, str] = {}
+    for row in rows:
+        for name, found in zip(names, row["differences"], strict=True):
+            if found is not None and not found["paired"]:
+                unit = f"the difference is in {found['unit']}, " if found["unit"] else ""
+                reasons[f"{name}: {found['why']}"] = unit
     for reason, unit in reasons.items():
-        console.print(f"* {reason}; the difference is in {unit}, its interval is not paired.")
+        console.print(Text(printable(f"* {reason}; {unit}its interval is not paired.")))
 
 
 def between(found: dict[str, Any]) -> str:
     """The interval of a difference in words, nothing where there is none."""
-    return "" if found["low"] is None else f"{signed(found['low'])} to {signed(found['high'])}"
+    return "" if found["low"] is None else f"{difference(found['low'])} to {difference(found['high'])}"
 
 
 def budget(name: str) -> str:

@@ -57,23 +57,23 @@ def summarize(tasks: Mapping[str, Runs], arms: Sequence[Arm]) -> tuple[list[dict
     Args:
       arms: of the experiment, without those of its sweep.
     """
-    measured = [entry for runs in tasks.values() for entry in _measured(runs)]
-    questions = _questions(measured)
+    measured = [entry for runs in tasks.values() for entry in metrics(runs)]
+    questions = accuracies(measured)
     closed = []
     for entry in questions:
         assert entry.scores is not None
         closed += gaps(entry.scores, f"{entry.told['task']} ({entry.told['metric']})", arms, higher=True)
     if len(questions) > 1:
-        average = _average(questions)
+        average = mean_accuracy(questions)
         assert average.scores is not None
         measured.append(average)
         closed += gaps(average.scores, f"{AVERAGE} ({ACCURACY})", arms, higher=True)
     return [_entry(entry, contrasts(arms)) for entry in measured], closed
 
 
-def _measured(runs: Runs) -> list[Measured]:
+def metrics(runs: Runs) -> list[Measured]:
     """The metrics of one task, in the order of the harness."""
-    results = {arm: [_results(artifact) for artifact in seeds.values()] for arm, seeds in runs.items()}
+    results = {arm: [answered(artifact) for artifact in seeds.values()] for arm, seeds in runs.items()}
     first = next(iter(results.values()))[0]
     made = []
     for metric in first["metrics"]:
@@ -89,7 +89,7 @@ def _measured(runs: Runs) -> list[Measured]:
     return made
 
 
-def _results(artifact: Artifact) -> dict[str, Any]:
+def answered(artifact: Artifact) -> dict[str, Any]:
     """What the harness says of the task that was asked, which comes first."""
     return json.loads(artifact.file(RESULTS).read_text())["tasks"][0]
 
@@ -118,7 +118,7 @@ def _scores(runs: Runs, task: dict[str, Any], metric: dict[str, Any], values: di
     return found if all(same) else None
 
 
-def _questions(measured: Sequence[Measured]) -> list[Measured]:
+def accuracies(measured: Sequence[Measured]) -> list[Measured]:
     """One accuracy of each task that asks questions."""
     chosen: dict[str, Measured] = {}
     for accuracy in reversed(ACCURACIES):
@@ -129,7 +129,7 @@ def _questions(measured: Sequence[Measured]) -> list[Measured]:
     return [entry for entry in measured if entry is chosen.get(entry.told["task"])]
 
 
-def _average(questions: Sequence[Measured]) -> Measured:
+def mean_accuracy(questions: Sequence[Measured]) -> Measured:
     """The mean of accuracies; where something is written and nothing chosen, chance is 0."""
     chances = [0.0 if entry.told["metric"].startswith("exact_match") else entry.told["chance"] for entry in questions]
     told = {
@@ -155,16 +155,26 @@ def _entry(measured: Measured, pairs: Sequence[tuple[str, str]]) -> dict[str, An
         arms[arm] = (_as_share(told, measured) if measured.told["is_share"] else told) | {"by_seed": values}
     differences = []
     for arm, against in pairs:
-        if not {arm, against} <= set(measured.values):
-            continue
-        told = {"difference": arms[arm]["value"] - arms[against]["value"], "low": None, "high": None}
-        made = None if measured.scores is None else measured.scores.difference(arm, against)
-        found = told if made is None else bounds(made, "difference")
-        if measured.told["is_share"] and found["low"] is not None and found["low"] == found["high"]:
-            half = share(0, measured.told["items"]).high  # no item tells the two apart, of so many
-            found |= {"low": found["difference"] - half, "high": found["difference"] + half}
-        differences.append({"arm": arm, "against": against} | found)
+        if {arm, against} <= set(measured.values):
+            differences.append({"arm": arm, "against": against} | difference(measured, arm, against))
     return measured.told | {"arms": arms, "differences": differences}
+
+
+def difference(measured: Measured, arm: str, against: str) -> dict[str, Any]:
+    """Arm minus another arm: `difference`, and `low` and `high`, None where no interval follows from the items.
+
+    Of shares that no item tells apart the interval is as wide as that of a share of none of so many items.
+    """
+    made = None if measured.scores is None else measured.scores.difference(arm, against)
+    if made is None:
+        value, other = (float(np.mean(measured.values[name])) for name in (arm, against))
+        return {"difference": value - other, "low": None, "high": None}
+    found = bounds(made, "difference")
+    if measured.told["is_share"] and found["low"] is not None and found["low"] == found["high"]:
+        half = share(0, measured.told["items"]).high
+        assert half is not None
+        found |= {"low": found["difference"] - half, "high": found["difference"] + half}
+    return found
 
 
 def _as_share(told: dict[str, Any], measured: Measured) -> dict[str, Any]:
