@@ -1,8 +1,8 @@
-"""The compute ledger of each arm: operations by stage, tokens by stream, seconds."""
+"""The compute ledger of each arm: operations by stage, tokens by stream."""
 
 from typing import Any
 
-from sbp_jax.accounting.charges import CHARGED, KINDS, charges
+from sbp_jax.accounting.charges import KINDS, charges
 from sbp_jax.report.results import Results, ledger, vocabulary
 
 LEFT_OUT = (
@@ -14,17 +14,13 @@ LEFT_OUT = (
 def compute(results: Results) -> list[dict[str, Any]]:
     """An entry for each arm, of its first seed; what the arms share is charged to each of them.
 
-    `seconds` are those of the runs that made the artifacts, on whatever machine they were made.
+    Seconds are not in it: they depend on the machine, and a run that was killed ends with the same numbers without them.
     """
     base = next(iter(next(iter(results.trained.values())).values()))
     entries = vocabulary(base) if results.tokenizer is None else results.tokenizer.stats["vocab_size"]
     told = []
     for arm, charged in results.charges.items():
         made = charges(charged, results.charged, results.experiment.model, entries)
-        seconds: dict[str, float] = {}
-        for entry in charged:
-            took = entry.part * results.charged[CHARGED + entry.instance].seconds
-            seconds[entry.kind] = seconds.get(entry.kind, 0.0) + took
         streams = ledger(next(iter(results.trained[arm].values())))
         flops = {kind: getattr(made, kind) for kind in KINDS} | {"total": made.total}
         told.append(
@@ -34,7 +30,6 @@ def compute(results: Results) -> list[dict[str, Any]]:
                 "tokens": {
                     name: {unit: entry[unit] for unit in ("tokens", "epochs")} for name, entry in streams.items()
                 },
-                "seconds": {kind: round(seconds[kind], 3) for kind in KINDS if kind in seconds},
                 "note": ". ".join([LEFT_OUT, *made.notes]) + ".",
             }
         )

@@ -10,7 +10,7 @@ from sbp_jax.report.page import render
 from sbp_jax.report.results import Results
 from sbp_jax.report.summary import summarize
 
-VERSION = 5
+VERSION = 6
 
 
 def run(
