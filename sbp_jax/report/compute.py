@@ -14,7 +14,7 @@ LEFT_OUT = (
 def compute(results: Results) -> list[dict[str, Any]]:
     """An entry for each arm, of its first seed; what the arms share is charged to each of them.
 
-    Seconds are not in it: they depend on the machine, and a run that was killed ends with the same numbers without them.
+    Seconds are not in it: a run that was killed would end with others.
     """
     base = next(iter(next(iter(results.trained.values())).values()))
     entries = vocabulary(base) if results.tokenizer is None else results.tokenizer.stats["vocab_size"]
