@@ -11,8 +11,8 @@ from sbp_jax.config import Experiment
 from sbp_jax.errors import SbpError
 
 if TYPE_CHECKING:
+    from sbp_jax.accounting.charges import Node
     from sbp_jax.artifacts import Artifact
-    from sbp_jax.report.trail import Node
 
 HELP = "show where a document or a training example comes from, or what came from a real document"
 PIPED = 120  # columns of a text that goes into a file

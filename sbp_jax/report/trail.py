@@ -6,12 +6,13 @@ Shards are read one after another, of each the asked columns alone; what stays i
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sbp_jax.accounting.charges import Node
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import Experiment
 from sbp_jax.errors import SbpError
@@ -21,19 +22,6 @@ REAL = "documents"  # the instance that holds the real documents
 COMPARED = 20_000  # ids of a shard that are compared with one that is nowhere
 SUGGESTED = 3
 REAL_COLUMNS = ("ordinal", "id", "source", "text")
-
-
-class Node(Protocol):
-    """What is asked of a stage instance: its stage, what it is made from, and its settings."""
-
-    @property
-    def stage(self) -> str: ...
-
-    @property
-    def inputs(self) -> Mapping[str, str]: ...
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
