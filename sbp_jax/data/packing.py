@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from sbp_jax.data.rows import Row
+from sbp_jax.data.rows import Row, blank
 from sbp_jax.text.template import prompt
 
 BLOCK = 1 << 18  # tokens arranged at a time
@@ -144,13 +144,7 @@ def _rows(
 
 
 def _group_row(groups: list[tuple[int, np.ndarray, np.ndarray]], context: int, end_of_document: int) -> Row:
-    row = Row(
-        np.full(context + 1, end_of_document, np.int32),
-        np.zeros(context, np.int32),
-        np.zeros(context, np.int32),
-        np.full(context, -1, np.int64),
-        np.zeros(context, np.bool_),
-    )
+    row = blank(context, end_of_document)
     start = 0
     for segment, (ordinal, read, written) in enumerate(groups, start=1):
         middle, end = start + len(read), start + len(read) + len(written)

@@ -42,6 +42,17 @@ class Row(NamedTuple):
 _DTYPES = (np.int32, np.int32, np.int32, np.int64, np.bool_)
 
 
+def blank(context: int, end_of_document: int) -> Row:
+    """A row of nothing but padding, to be filled."""
+    return Row(
+        np.full(context + 1, end_of_document, np.int32),
+        np.zeros(context, np.int32),
+        np.zeros(context, np.int32),
+        np.full(context, -1, np.int64),
+        np.zeros(context, np.bool_),
+    )
+
+
 def to_bytes(row: Row) -> bytes:
     return b"".join(np.ascontiguousarray(part, dtype).tobytes() for part, dtype in zip(row, _DTYPES, strict=True))
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sbp_jax.data.rows import Row
+from sbp_jax.data.rows import Row, blank
 
 BLOCK = 4096  # windows that are fitted into rows at a time
 
@@ -90,13 +90,7 @@ def pack_windows(found: Iterable[Window], context: int, end_of_document: int) ->
 
 
 def _row(placed: list[tuple[int, Window]], context: int, end_of_document: int) -> Row:
-    row = Row(
-        np.full(context + 1, end_of_document, np.int32),
-        np.zeros(context, np.int32),
-        np.zeros(context, np.int32),
-        np.full(context, -1, np.int64),
-        np.zeros(context, np.bool_),
-    )
+    row = blank(context, end_of_document)
     for segment, (start, window) in enumerate(placed, start=1):
         end = start + len(window.tokens) - 1
         row.tokens[start : end + 1] = window.tokens
