@@ -16,6 +16,7 @@ from sbp_jax.errors import SbpError, Stopped
 from sbp_jax.parallel import machine
 from sbp_jax.planning.command import add_generate_options, add_options, add_pair_options
 from sbp_jax.report import compare_command, trace_command
+from sbp_jax.study import command as study_command
 from sbp_jax.tasks import command as task_command
 
 if TYPE_CHECKING:
@@ -327,6 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspected.add_argument("--json", action="store_true", help="print JSON, the texts of the samples included")
     sweep.add_options(add("sweep", sweep.HELP, _sweep))
+    study_command.add_options(add("study", study_command.HELP, lambda options: study_command.run(options, _say)))
     trace_command.add_options(add("trace", trace_command.HELP, _trace))
     evaluate = commands.add_parser(
         "evaluate", help=task_command.HELP, description=task_command.HELP, parents=[settings]

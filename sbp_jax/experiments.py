@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sbp_jax.arm_checks import NAME, NAME_RULE, check_arms
@@ -22,16 +23,9 @@ def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = 
     Raises:
       SbpError: the file is missing or is no config, an override does not fit, or a value makes no sense.
     """
-    file = Path(path)
-    if not file.is_file() or file.suffix != ".py":
-        raise SbpError(f"there is no config file {path}; give the path of one, such as configs/quickstart.py")
-    spec = importlib.util.spec_from_file_location(f"sbp_config_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent.absolute()))  # a variant imports the config beside it
+    module = load_module(path)
     name = "tiny" if tiny else "get_config"
     try:
-        spec.loader.exec_module(module)
         experiment = getattr(module, name)() if hasattr(module, name) else None
     except (Exception, SystemExit) as error:
         raise SbpError(f"the config file {path} does not run: {type(error).__name__}: {error}") from error
@@ -41,6 +35,26 @@ def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = 
         experiment = override(experiment, assignment)
     check(experiment)
     return experiment
+
+
+def load_module(path: str) -> ModuleType:
+    """A config file as a module.
+
+    Raises:
+      SbpError: the file is missing, is no Python file, or does not run.
+    """
+    file = Path(path)
+    if not file.is_file() or file.suffix != ".py":
+        raise SbpError(f"there is no config file {path}; give the path of one, such as configs/quickstart.py")
+    spec = importlib.util.spec_from_file_location(f"sbp_config_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.absolute()))  # a variant imports the config beside it
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise SbpError(f"the config file {path} does not run: {type(error).__name__}: {error}") from error
+    return module
 
 
 def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:

@@ -1,0 +1,79 @@
+"""The study in a world whose truth is known: documents that tell facts of latent concepts (docs/study.md).
+
+`python -m sbp_jax.study.grid configs/study_concepts.py --workdir FOLDER --records docs/study/concepts.jsonl` writes the
+world of each seed and runs all settings. For one run of the pipeline with its report:
+
+    python -m sbp_jax.study.concepts --to data/concepts --concepts 200 --facts 8 --restated 1 --capped 3 --oracle 97
+    sbp run configs/study_concepts.py
+"""
+
+from pathlib import Path
+
+import quickstart
+
+from sbp_jax.arms import standard_arms
+from sbp_jax.config import (
+    Arm,
+    Corpus,
+    Evaluation,
+    Experiment,
+    Model,
+    Neighbors,
+    Pairs,
+    Splits,
+    Synthesis,
+    TextSet,
+    Tokenizer,
+    Training,
+    Tuning,
+)
+from sbp_jax.experiments import shrink
+from sbp_jax.study.grid import Setting
+
+FOLDER = Path(__file__).parent.parent / "data/concepts"
+WORLD = {"concepts": 200, "facts": 8, "values": 20, "told": 4, "restated": 1, "capped": 3, "oracle": 97}
+
+
+SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
+MAIN = ("repetition", "sbp", "random_pairs", "self_samples", "oracle")
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        name="study-concepts",
+        corpus=Corpus(paths=(str(FOLDER / "documents.jsonl"),), split_field="split"),
+        splits=Splits(near_duplicate=1.0),
+        tokenizer=Tokenizer(vocab_size=1024),
+        model=Model(width=128, layers=2, heads=2, kv_heads=1, head_dim=64, ffn=384),
+        training=Training(context=256, batch_rows=8, peak_lr=4e-3, evaluate_every=50),
+        neighbors=Neighbors("exact", top_k=20),
+        pairs=Pairs(threshold=0.72, near_duplicate=1.0, minimum=100),
+        tuning=Tuning(context=256, batch_rows=8, peak_lr=1e-3, epochs=2.0, evaluate_every=10),
+        synthesis=Synthesis(max_new_tokens=160, oversample=1.6),
+        evaluation=Evaluation(texts=tuple(_asked(name) for name in ("facts", "recall")), rows_while_training=24),
+        arms=(
+            *standard_arms(0.375, *MAIN),
+            *(Arm(f"sbp_{share:g}", synthetic_share=share) for share in SHARES),
+        ),
+    )
+
+
+def _asked(name: str) -> TextSet:
+    return TextSet(name, (str(FOLDER / f"{name}.jsonl"),), given="{given}", text="{value}")
+
+
+def tiny() -> Experiment:
+    return shrink(get_config(), quickstart.WIKIPEDIA)
+
+
+def _repetition(weight_decay: float, epochs: float | None) -> Setting:
+    """A point of the grid from which the repetition arm is chosen; None: the common budget."""
+    sets = (f"arms.repetition.weight_decay={weight_decay}", f"arms.repetition.epochs={epochs}")
+    return Setting(f"repetition/{weight_decay:g}/{'all' if epochs is None else f'{epochs:g}'}", sets, ("repetition",))
+
+
+SETTINGS = (
+    *(_repetition(decay, epochs) for decay in (0.1, 0.8, 3.2) for epochs in (8, 16, None)),
+    Setting("main", arms=MAIN),
+    Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
+)

@@ -1,0 +1,143 @@
+"""The study: records are what the artifacts say and are not made again; planted pairs and lies are counted."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from etils import epath
+
+from sbp_jax.artifacts import Recipe, parquet
+from sbp_jax.artifacts.artifact import Output
+from sbp_jax.pipeline import Pipeline
+from sbp_jax.study import conditional, grid, truth
+from sbp_jax.study.world import Rules, World
+
+SMALL = (
+    "model.width=32",
+    "model.head_dim=16",
+    "model.ffn=64",
+    "training.tokens=30000",
+    "training.batch_rows=8",
+    "training.evaluate_every=5",
+    "tuning.epochs=1",
+    "tuning.batch_rows=8",
+    "tuning.validation=0.2",
+    "tokenizer.vocab_size=512",
+    "pairs.threshold=0.3",
+    "pairs.minimum=10",
+    "synthesis.oversample=6",
+    "synthesis.max_new_tokens=48",
+    "filters.unfinished=keep",
+    "filters.min_words=1",
+    "filters.max_repetition=1",
+    "embedding.max_tokens=32",
+    "execution.slots=32",
+)
+WORLD = {"concepts": 16, "facts": 4, "values": 6, "told": 3, "restated": 1}
+WORLD |= {"capped": 4, "oracle": 16, "validation": 1, "test": 2}
+
+
+@pytest.fixture(scope="module")
+def study():
+    study = grid.read("configs/study_concepts.py")
+    return replace(study, settings=(grid.Setting("small", SMALL, ("sbp", "self_samples")),), world=WORLD)
+
+
+@pytest.fixture(scope="module")
+def recorded(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    grid.run(study, study.settings, [5], folder / "work", folder / "records.jsonl", lambda line: None)
+    return folder
+
+
+def test_records_are_what_the_artifacts_say(study, recorded):
+    lines = grid.recorded(recorded / "records.jsonl")
+    assert [(line["setting"], line["seed"], line["arm"]) for line in lines] == [
+        ("small", 5, "sbp"),
+        ("small", 5, "self_samples"),
+    ]
+    experiment, world = grid.experiment(study, study.settings[0], 5, recorded / "work")
+    assert experiment.seeds == (5,) and world.rules.seed == 5
+    pipeline = Pipeline(experiment, str(recorded / "work"))
+    for line in lines:
+        for text, name in (("test", "score-"), ("facts", "score-facts-"), ("recall", "score-recall-")):
+            table = parquet.read(pipeline.artifact(f"{name}{line['arm']}-5"))
+            nats, targets = (np.array(table[column]) for column in ("nats", "targets"))
+            assert math.isclose(line["losses"][text]["nats_per_token"], nats.sum() / targets.sum())
+        trained = pipeline.artifact(f"train-{line['arm']}-5")
+        assert (
+            line["curve"][-1]["tokens"]
+            == trained.stats["tokens"]
+            == sum(stream["tokens"] for stream in line["streams"].values())
+        )
+        assert min(point["validation"] for point in line["curve"]) == line["best_validation"]
+        kept = parquet.read(pipeline.artifact("synthetic" + ("-self" if line["arm"] == "self_samples" else "")))
+        assert line["synthetic"]["synthetic"]["documents"] == kept.num_rows
+
+
+def test_what_is_recorded_is_not_made_again(study, recorded, tmp_path):
+    """Not even where the artifacts are gone; another seed is another experiment."""
+    before = (recorded / "records.jsonl").read_bytes()
+    grid.run(study, study.settings, [5], tmp_path / "elsewhere", recorded / "records.jsonl")
+    assert (recorded / "records.jsonl").read_bytes() == before
+    assert not (tmp_path / "elsewhere/artifacts").exists()
+    keys = []
+    for seed in (5, 6):
+        experiment, _ = grid.experiment(study, study.settings[0], seed, recorded / "work")
+        recipes = Pipeline(experiment, str(tmp_path)).recipes
+        keys.append(
+            {recipes[name].key for name in ("documents", "tokenizer", "pairs", "synthetic", "train-sbp-" + str(seed))}
+        )
+    assert not keys[0] & keys[1]
+
+
+def test_costs_are_those_of_the_validation_loss(study, recorded):
+    """The mean over targets of the synthesizer's validation rows, by other code: `costs` of the same pairs agree."""
+    experiment, world = grid.experiment(study, study.settings[0], 5, recorded / "work")
+    pipeline = Pipeline(experiment, str(recorded / "work"))
+    names = ("documents", "splits", "tokenizer")
+    made = {name: pipeline.artifact(name) for name in names}
+    found = conditional.costs(
+        experiment,
+        world,
+        **made,
+        base=pipeline.artifact("train-repetition-5"),
+        synthesizer=pipeline.artifact("synthesizer"),
+    )
+    assert found["entropy"] < found["newcomer"] < found["after_related"]  # nobody has learned anything in 15 steps
+    uniform = math.log(experiment.tokenizer.vocab_size)
+    for name in ("alone", "after_other", "after_related"):
+        assert 0.2 * uniform < found[name] / 60 < 2 * uniform
+
+
+def test_planted_pairs_and_lies_are_counted(tmp_path):
+    world = World(Rules(concepts=3, facts=3, values=4, told=2, seed=1))
+    random = np.random.default_rng(0)
+    capped = [world.document(concept, random) for concept in (0, 0, 1, 2)]
+    sources = [world.names[told.concept] for told in capped]
+    documents = _artifact(tmp_path / "d", ordinal=[0, 1, 2, 3], source=sources, text=[told.text for told in capped])
+    splits = _artifact(tmp_path / "s", ordinal=[0, 1, 2, 3], split=["capped"] * 3 + ["unused"])
+    accepted = ["accepted", "accepted", "copy"]
+    found = _artifact(tmp_path / "p", d1=[0, 0, 1], d2=[1, 2, 0], verdict=accepted)
+    assert truth.pairs(world, documents, splits, found) == {"pairs": 2, "precision": 0.5, "recall": 0.5}
+
+    lie = capped[0].facts[0]
+    wrong = next(value for value in world.values[lie.attribute] if value != lie.value)
+    texts = [
+        capped[0].text,  # a copy
+        capped[0].text[: lie.start] + wrong + capped[0].text[lie.end :],  # half of it is false
+        capped[2].text.replace("  ", " "),  # of another concept than its seed's
+        "Nothing at all.",
+    ]
+    told = truth.synthetic(world, documents, splits, _artifact(tmp_path / "m", text=texts, seed=[0, 0, 0, None]))
+    assert told["documents"] == 4 and told["copies"] == 0.5 and told["on_concept"] == 0.5
+    assert told["facts"] == 6 / 4 and told["true"] == 5 / 6 and told["new"] == 0
+    assert told["told"] == told["told_by_capped"] == 6 / world.wordings
+
+
+def _artifact(path, **columns):
+    output = Output(epath.Path(path), Recipe("planted", 1, {}, {}), "planted")
+    output.shard(0, ".parquet", lambda writing: parquet.write(writing, pa.table(columns)))
+    return output.finish()
