@@ -20,6 +20,8 @@ class Corpus:
     text_field: str = "text"  # field that holds the document
     id_field: str | None = "id"  # field that holds a unique id; None: a hash of the text
     source_field: str | None = "source"  # field that says where the document is from; without it: its file's name
+    # Regular expression for the part of that field which counts, such as the host of a URL; None: all of it.
+    source_pattern: str | None = None
     # Field that names a document's split: validation, test, capped, oracle or unused; without one the hash decides.
     split_field: str | None = None
     sample: float = 1.0  # fraction of the documents to read, chosen by a hash of the text

@@ -252,6 +252,11 @@ def check(experiment: Experiment) -> None:
     _demand(experiment.synthesis.temperature >= 0, "synthesis.temperature is negative; 0 is greedy, 1 the model's own")
     _demand(experiment.synthesis.top_p > 0, "synthesis.top_p is 0; 1 keeps every token")
     _demand(experiment.synthesis.top_k >= 0, "synthesis.top_k is negative; 0 keeps every token")
+    if (pattern := experiment.corpus.source_pattern) is not None:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise SbpError(f"corpus.source_pattern is {pattern!r}, no regular expression: {error}") from error
     _demand(bool(experiment.corpus.paths), "corpus.paths is empty; name the files or folders of your corpus")
     _demand(bool(experiment.seeds), "seeds is empty; give at least one, such as seeds=0")
     _demand(bool(re.fullmatch(NAME, experiment.name)), f"the name {experiment.name!r} must be {NAME_RULE}")

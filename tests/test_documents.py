@@ -118,6 +118,8 @@ def test_a_source_is_what_the_record_says_or_its_file(tmp_path, name):
     assert sources() == ["site", name, name]
     assert sources(source_field="from") == ["7", name, name]
     assert sources(source_field="absent") == sources(source_field=None) == [name] * 3
+    assert sources(source_pattern="^..") == ["si", name, name]
+    assert sources(source_pattern="nowhere") == sources()
     artifact = run(tmp_path / "out", Corpus(paths=(str(path),)))
     assert parquet.read(artifact)["source"].to_pylist() == ["site", name, name]
 

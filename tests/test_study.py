@@ -42,7 +42,7 @@ WORLD |= {"capped": 4, "oracle": 16, "validation": 1, "test": 2}
 @pytest.fixture(scope="module")
 def study():
     study = grid.read("configs/study_concepts.py")
-    return replace(study, settings=(grid.Setting("small", SMALL, ("sbp", "self_samples")),), world=WORLD)
+    return replace(study, settings=(grid.Setting("small", SMALL, ("sbp",)),), world=WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,7 @@ def recorded(study, tmp_path_factory):
 
 def test_records_are_what_the_artifacts_say(study, recorded):
     lines = grid.recorded(recorded / "records.jsonl")
-    assert [(line["setting"], line["seed"], line["arm"]) for line in lines] == [
-        ("small", 5, "sbp"),
-        ("small", 5, "self_samples"),
-    ]
+    assert [(line["setting"], line["seed"], line["arm"]) for line in lines] == [("small", 5, "sbp")]
     experiment, world = grid.experiment(study, study.settings[0], 5, recorded / "work")
     assert experiment.seeds == (5,) and world.rules.seed == 5
     pipeline = Pipeline(experiment, str(recorded / "work"))
@@ -73,7 +70,7 @@ def test_records_are_what_the_artifacts_say(study, recorded):
             == sum(stream["tokens"] for stream in line["streams"].values())
         )
         assert min(point["validation"] for point in line["curve"]) == line["best_validation"]
-        kept = parquet.read(pipeline.artifact("synthetic" + ("-self" if line["arm"] == "self_samples" else "")))
+        kept = parquet.read(pipeline.artifact("synthetic"))
         assert line["synthetic"]["synthetic"]["documents"] == kept.num_rows
 
 

@@ -151,16 +151,17 @@ def _synthetic(pipeline: Pipeline, world: World | None, ending: str, kind: str) 
             tokenizer = _artifact(pipeline, "tokenizer")
             known = (world, documents, splits, tokenizer, base, synthesizer)
             found["costs"] = conditional.costs(pipeline.experiment, *known)
-    elif f"quality{ending}" in pipeline.nodes:
-        made = pipeline.artifact(f"quality{ending}")
-        found["quality"] = None if made is None else json.loads(made.file(QUALITY).read_text())["groups"]
+    else:
+        found["quality"] = json.loads(_artifact(pipeline, f"quality{ending}").file(QUALITY).read_text())["rows"]
     return found
 
 
-def _behind(pipeline: Pipeline, arm: Arm, seed: int) -> list[str]:
+def _behind(pipeline: Pipeline, world: World | None, arm: Arm, seed: int) -> list[str]:
     """The instances to make so that an arm can be recorded."""
     texts = [f"{chosen.name}-" for chosen in pipeline.experiment.evaluation.texts]
     names = [f"score-{text}{arm.name}-{seed}" for text in ("", *texts)]
+    if world is None and (origin := source(arm)) is not None:
+        names.append(f"quality{suffix(*origin)}")
     return names
 
 
@@ -206,7 +207,7 @@ def _run(study: Study, setting: Setting, seed: int, workdir: Path, file: Path, s
     pipeline = Pipeline(made, str(workdir))
     for arm in todo:
         say(f"{setting.name}, seed {seed}, {arm.name}")
-        for name in _behind(pipeline, arm, seed):
+        for name in _behind(pipeline, world, arm, seed):
             pipeline.run(say, until=name)
         line = {"setting": setting.name, "seed": seed, **records(pipeline, world, arm, seed)}
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -40,9 +40,14 @@ class Runs:
         ours, theirs = self.losses(text, arm, other)
         return ours - theirs
 
+    def base(self, text: str) -> str:
+        """The repetition arm with the least mean loss of this text: the one that was tuned for it."""
+        arms = [arm for arm in self.arms if arm.startswith(BASE_ARM)]
+        return min(arms, key=lambda arm: self.losses(text, arm)[0].value)
+
     def gap(self, text: str, arm: str) -> Estimate | None:
-        """The gap closed between repetition and the oracle; None where it is undefined."""
-        base, ours, oracle = self.losses(text, BASE_ARM, arm, ORACLE_ARM)
+        """The gap closed between the best repetition arm and the oracle; None where it is undefined."""
+        base, ours, oracle = self.losses(text, self.base(text), arm, ORACLE_ARM)
         return gap_closed(base - ours, base - oracle).closed
 
 

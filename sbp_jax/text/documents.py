@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -225,6 +226,8 @@ def _from_fields(
 ) -> Document | Skipped:
     identity = record.get(corpus.id_field) if corpus.id_field is not None else None
     origin = record.get(corpus.source_field) if corpus.source_field is not None else None
+    if corpus.source_pattern is not None and (found := re.search(corpus.source_pattern, str(origin or ""))):
+        origin = found.group()
     if template is None:
         if corpus.text_field not in record:
             return Skipped(str(file), number, "no_text_field", f"fields: {_some(record)}")

@@ -1,0 +1,78 @@
+"""The study on real text at a million parameters: documentation with 20 passes over its capped set (docs/study.md).
+
+    mkdir -p data/study && cp YOUR/debian_docs.jsonl.gz data/study/       # docs/study.md says how to come by it
+    zcat data/wikipedia_vital/documents.jsonl.gz | awk 'NR % 25 == 0' > data/study/wikipedia.jsonl
+    sbp study configs/study_text.py --workdir FOLDER --records docs/study/text.jsonl --seeds 0,1,2
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import quickstart
+
+from sbp_jax.arms import standard_arms
+from sbp_jax.config import (
+    Arm,
+    Corpus,
+    Evaluation,
+    Experiment,
+    Model,
+    Neighbors,
+    Pairs,
+    Quality,
+    Splits,
+    Synthesis,
+    TextSet,
+    Tokenizer,
+    Training,
+    Tuning,
+)
+from sbp_jax.experiments import shrink
+from sbp_jax.study.grid import Setting
+
+DATA = Path(__file__).parent.parent / "data"
+# Documents are parts of files, and packages of families such as libghc-...: what belongs together is drawn together.
+FAMILY = "^debpkg/[^-]+(-[^-]+)?|^[^#]+"
+SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
+CONTROLS = ("random_pairs", "self_samples", "megadoc", "staged", "in_context", "multi_round")
+MAIN = ("repetition", "repetition_full", "sbp", "oracle", *CONTROLS)
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        name="study-text",
+        corpus=Corpus(paths=(str(DATA / "study/debian_docs.jsonl.gz"),), source_field="id", source_pattern=FAMILY),
+        splits=Splits(validation=0.003, test=0.01, oracle=0.1, capped=0.005, by="source"),
+        tokenizer=Tokenizer(vocab_size=2048),
+        model=Model(width=128, layers=4, heads=2, kv_heads=1, head_dim=64, ffn=384),
+        training=Training(context=256, batch_rows=8, peak_lr=4e-3, evaluate_every=100),
+        neighbors=Neighbors("exact", top_k=20),
+        pairs=Pairs(threshold=0.6, minimum=100),
+        tuning=Tuning(context=512, batch_rows=4, peak_lr=1e-3, epochs=2.0, evaluate_every=10),
+        synthesis=Synthesis(max_new_tokens=256, oversample=1.5),
+        evaluation=Evaluation(texts=(TextSet("wikipedia", (str(DATA / "study/wikipedia.jsonl"),)),)),
+        quality=Quality(documents=500),
+        arms=(
+            Arm("repetition", epochs=10.0),
+            Arm("repetition_full"),
+            *standard_arms(0.375, "sbp", "oracle", *CONTROLS),
+            *(Arm(f"sbp_{share:g}", synthetic_share=share) for share in SHARES),
+        ),
+    )
+
+
+def tiny() -> Experiment:
+    return shrink(replace(get_config(), arms=standard_arms(0.375, "repetition", "sbp", "oracle")), quickstart.WIKIPEDIA)
+
+
+def _repetition(weight_decay: float, epochs: float | None) -> Setting:
+    """A point of the grid from which the repetition arm is chosen; None: the common budget."""
+    sets = (f"arms.repetition.weight_decay={weight_decay}", f"arms.repetition.epochs={epochs}")
+    return Setting(f"repetition/{weight_decay:g}/{'all' if epochs is None else f'{epochs:g}'}", sets, ("repetition",))
+
+
+SETTINGS = (
+    *(_repetition(decay, epochs) for decay in (0.1, 0.8, 3.2) for epochs in (5, 10, None)),
+    Setting("main", (f"arms={','.join(MAIN)}",)),
+    Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
+)

@@ -1,0 +1,232 @@
+"""Writes the tables and figures of docs/study.md anew, from the records in docs/study.
+
+.venv/bin/python docs/study_tables.py
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from sbp_jax.config import ORACLE_ARM
+from sbp_jax.scoring.draws import Estimate
+from sbp_jax.study.grid import recorded
+from sbp_jax.study.tables import Record, Runs, mean, shown
+
+HERE = Path(__file__).parent
+PAGE, FOLDER = HERE / "study.md", HERE / "study"
+NAMES = {
+    "repetition": "repetition, stopped early",
+    "repetition_full": "repetition, all tokens",
+    "self_samples": "self samples",
+    "random_pairs": "random pairs",
+    "sbp": "SBP",
+    "oracle": "oracle",
+}
+TEXTS = {"test": "all tokens", "facts": "facts", "recall": "facts in new wordings"}
+COLORS = {"test": "#1b6ca8", "facts": "#c2571a", "recall": "#3c8d40"}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def closed(found: Estimate | None) -> str:
+    return "undefined" if found is None else shown(found, percent=True)
+
+
+def grid(records: Sequence[Record]) -> str:
+    """Losses of the repetition arm by weight decay and passes."""
+    rows = []
+    for line in records:
+        kind, *point = line["setting"].split("/")
+        if kind == "repetition":
+            rows.append([*point, str(line["steps"]), *(_loss(line, text) for text in TEXTS)])
+    return table(["weight decay", "passes", "steps", *TEXTS.values()], rows)
+
+
+def _loss(line: Record, text: str) -> str:
+    return f"{line['losses'][text]['nats_per_token']:.3f}"
+
+
+def arms(records: Sequence[Record]) -> str:
+    """Mean losses of the arms, and the gap that each closes on each text."""
+    runs, rows = Runs.of(records, "main"), []
+    for arm in (arm for arm in NAMES if arm in runs.arms):
+        row = [NAMES[arm], str(len(runs.arms[arm]))]
+        for text in TEXTS:
+            row += [shown(runs.losses(text, arm)[0].estimate), "" if _is_end(arm) else closed(runs.gap(text, arm))]
+        rows.append(row)
+    return table(["arm", "seeds", *(cell for name in TEXTS.values() for cell in (name, "gap closed"))], rows)
+
+
+def _is_end(arm: str) -> bool:
+    return arm.startswith("repetition") or arm == ORACLE_ARM
+
+
+def differences(records: Sequence[Record]) -> str:
+    """SBP minus every other arm, of the same seeds."""
+    runs = Runs.of(records, "main")
+    others = [arm for arm in NAMES if arm in runs.arms and arm != "sbp"]
+    rows = [[NAMES[arm], *(shown(runs.difference(text, "sbp", arm).estimate) for text in TEXTS)] for arm in others]
+    return table(["SBP minus", *TEXTS.values()], rows)
+
+
+def truth(records: Sequence[Record]) -> str:
+    """What pairs and synthetic documents are."""
+    runs, rows = Runs.of(records, "main"), []
+    for arm in ("sbp", "random_pairs", "self_samples"):
+        told = [line["synthetic"] for line in runs.arms.get(arm, {}).values()]
+        if not told:
+            continue
+        row = [NAMES[arm]]
+        for part, name in TOLD:
+            values = [line[part][name] for line in told if part in line]
+            percent = name not in ("pairs", "documents", "facts")
+            row.append(_number(values, percent) if values else "")
+        rows.append(row)
+    return table(["text of", *(HEADS[name] for _, name in TOLD)], rows)
+
+
+def _number(values: Sequence[float], percent: bool) -> str:
+    return f"{100 * np.mean(values):.0f}%" if percent else f"{np.mean(values):,.1f}".removesuffix(".0")
+
+
+TOLD = [("pairs", name) for name in ("pairs", "precision", "recall")]
+TOLD += [("synthetic", name) for name in ("documents", "on_concept", "true", "new", "told", "copies")]
+HEADS = {
+    "pairs": "pairs",
+    "precision": "of one concept",
+    "recall": "of all such pairs",
+    "documents": "documents kept",
+    "on_concept": "about the seed's concept alone",
+    "true": "true, of stated facts",
+    "new": "new wording, of true ones",
+    "told": "wordings told, of all there are",
+    "copies": "copies",
+}
+
+
+def costs(records: Sequence[Record]) -> str:
+    """Nats of a held-out document behind a related one, an unrelated one, and nothing."""
+    runs, rows = Runs.of(records, "main"), []
+    for arm in ("sbp", "random_pairs"):
+        told = [line["synthetic"]["costs"] for line in runs.arms.get(arm, {}).values()]
+        if told:
+            rows.append([NAMES[arm], *(shown(mean([line[name] for line in told]).estimate) for name in told[0])])
+    head = ("alone", "behind another concept's", "behind a related one", "newcomer's bound", "entropy")
+    return table(["synthesizer", *head], rows)
+
+
+def sweep(records: Sequence[Record], kind: str, label: str) -> str:
+    """Losses and gaps at each value of what is varied."""
+    rows = []
+    for value, runs, arm in points(records, kind):
+        row = [value, str(len(runs.arms[arm]))]
+        for text in TEXTS:
+            row += [shown(runs.losses(text, arm)[0].estimate), closed(runs.gap(text, arm))]
+        rows.append(row)
+    return table([label, "seeds", *(cell for name in TEXTS.values() for cell in (name, "gap closed"))], rows)
+
+
+def points(records: Sequence[Record], kind: str) -> list[tuple[str, Runs, str]]:
+    """The values of a sweep with the runs to compare, and the arm that has each; the value of "main" among them."""
+    found: dict[str, tuple[Runs, str]] = {}
+    if kind == "share":
+        runs = Runs.of(records, "share", "main")
+        found = {arm.partition("_")[2]: (runs, arm) for arm in runs.arms if arm.startswith("sbp_")}
+    else:
+        names = {line["setting"] for line in records if line["setting"].startswith(f"{kind}/")}
+        found = {name.partition("/")[2]: (Runs.of(records, name, "main"), "sbp") for name in names}
+    if found:
+        found[MAIN[kind]] = (Runs.of(records, "main"), "sbp")
+    return [(value, *found[value]) for value in sorted(found, key=float)]
+
+
+MAIN = {"share": "0.375", "documents": "3", "threshold": "0.72", "epochs": "2", "temperature": "1"}
+
+
+def sweep_figure(records: Sequence[Record], kind: str, label: str) -> None:
+    made = points(records, kind)
+    figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+    for text, name in TEXTS.items():
+        known = [(float(value), gap) for value, runs, arm in made if (gap := runs.gap(text, arm)) is not None]
+        if not known:
+            continue
+        x, gaps = zip(*known, strict=True)
+        middle = np.array([gap.value for gap in gaps])
+        ends = np.array([[gap.value - (gap.low or gap.value), (gap.high or gap.value) - gap.value] for gap in gaps]).T
+        axes.errorbar(x, 100 * middle, 100 * ends, label=name, color=COLORS[text], marker="o", capsize=3)
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    axes.set(xlabel=label, ylabel="gap closed, %")
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, f"concepts-{kind}")
+
+
+def curves_figure(records: Sequence[Record]) -> None:
+    """Validation losses on the way, means over seeds, of all tokens and of facts."""
+    runs = Runs.of(records, "main")
+    figure, both = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    for axes, (key, title) in zip(both, (("validation", "all tokens"), ("validation/facts", "facts")), strict=True):
+        for arm in (arm for arm in NAMES if arm in runs.arms):
+            curves = [line["curve"] for line in runs.arms[arm].values()]
+            steps = min(map(len, curves))
+            tokens = [np.mean([curve[step]["tokens"] for curve in curves]) / 1e6 for step in range(steps)]
+            losses = [np.mean([curve[step][key] for curve in curves]) for step in range(steps)]
+            axes.plot(tokens, losses, label=NAMES[arm], linewidth=1.4)
+        axes.set(xlabel="training tokens, millions", ylabel="validation, nats per token", title=title)
+    both[0].legend(frameon=False, fontsize=7)
+    _save(figure, "concepts-curves")
+
+
+def _save(figure: plt.Figure, name: str) -> None:
+    """As bytes that depend on nothing but what is drawn."""
+    with plt.rc_context({"svg.hashsalt": name}):
+        figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+SWEEPS = {
+    "share": "share of synthetic tokens",
+    "documents": "capped documents of a concept",
+    "threshold": "threshold of pairs",
+    "epochs": "passes over the pairs in tuning",
+    "temperature": "temperature",
+}
+Part = Callable[[Sequence[Record]], str]
+PARTS_OF_PAGE: dict[str, Part] = {
+    "grid": grid,
+    "arms": arms,
+    "differences": differences,
+    "truth": truth,
+    "costs": costs,
+    **{kind: partial(sweep, kind=kind, label=label) for kind, label in SWEEPS.items()},
+}
+
+
+def filled(page: str, records: Sequence[Record]) -> str:
+    """The page with every table between its two marks made anew."""
+
+    def part(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{PARTS_OF_PAGE[found[2]](records)}\n{found[3]}"
+
+    return re.sub(r"(<!-- concepts: (\w+) -->)\n.*?(<!-- end -->)", part, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    records = recorded(FOLDER / "concepts.jsonl")
+    PAGE.write_text(filled(PAGE.read_text(), records))
+    curves_figure(records)
+    for kind, label in SWEEPS.items():
+        if points(records, kind):
+            sweep_figure(records, kind, label)
+
+
+if __name__ == "__main__":
+    main()
