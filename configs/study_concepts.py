@@ -35,25 +35,26 @@ WORLD = {"concepts": 200, "facts": 8, "values": 20, "told": 4, "restated": 1, "c
 
 
 SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
-MAIN = ("repetition", "repetition_full", "sbp", "random_pairs", "self_samples", "oracle")
+MAIN = ("repetition", "repetition_early", "sbp", "random_pairs", "self_samples", "oracle")
 
 
 def get_config() -> Experiment:
     return Experiment(
         name="study-concepts",
-        corpus=Corpus(paths=(str(FOLDER / "documents.jsonl"),), split_field="split"),
+        corpus=Corpus(paths=(str(FOLDER / "documents.jsonl"),), split_field="split", tokens=1_150_000),
         splits=Splits(near_duplicate=1.0),
         tokenizer=Tokenizer(vocab_size=1024),
         model=Model(width=128, layers=2, heads=2, kv_heads=1, head_dim=64, ffn=384),
-        training=Training(context=256, batch_rows=8, peak_lr=4e-3, evaluate_every=50),
+        # The weight decay is the best of the grid for repetition, and that of all arms.
+        training=Training(context=256, batch_rows=8, peak_lr=4e-3, weight_decay=0.8, evaluate_every=50),
         neighbors=Neighbors("exact", top_k=20),
         pairs=Pairs(threshold=0.72, near_duplicate=1.0, minimum=100),
         tuning=Tuning(context=256, batch_rows=8, peak_lr=1e-3, epochs=2.0, evaluate_every=10),
         synthesis=Synthesis(max_new_tokens=160, oversample=1.6),
         evaluation=Evaluation(texts=tuple(_asked(name) for name in ("facts", "recall")), rows_while_training=24),
         arms=(
-            Arm("repetition", epochs=16.0),  # the best of the grid on all tokens
-            Arm("repetition_full", weight_decay=0.8),  # the best of the grid on facts
+            Arm("repetition"),
+            Arm("repetition_early", epochs=20.0),  # the best of the grid on all tokens; the other one is on facts
             *standard_arms(0.375, "sbp", "random_pairs", "self_samples", "oracle"),
             *(Arm(f"sbp_{share:g}", synthetic_share=share) for share in SHARES),
         ),
@@ -74,8 +75,26 @@ def _repetition(weight_decay: float, epochs: float | None) -> Setting:
     return Setting(f"repetition/{weight_decay:g}/{'all' if epochs is None else f'{epochs:g}'}", sets, ("repetition",))
 
 
+GAP = ("repetition", "repetition_early", "sbp", "oracle")
+
+
+def _documents(number: int) -> Setting:
+    """Another number of capped documents of a concept, under the same budget; repetition is not tuned anew."""
+    world = {"capped": number, "oracle": WORLD["capped"] + WORLD["oracle"] - number}
+    return Setting(f"documents/{number}", (f"arms={','.join(GAP)}",), world=world)
+
+
+def _synthetic(name: str, *sets: str) -> Setting:
+    """Other synthetic text; the arms that it is compared with are those of "main"."""
+    return Setting(name, (f"arms={','.join(GAP)}", *sets), ("sbp",))
+
+
 SETTINGS = (
-    *(_repetition(decay, epochs) for decay in (0.1, 0.8, 3.2) for epochs in (8, 16, None)),
+    *(_repetition(decay, epochs) for decay in (0.1, 0.8, 3.2) for epochs in (8, 16, 20, 24, None)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
+    *(_documents(number) for number in (2, 6)),
+    *(_synthetic(f"threshold/{least}", f"pairs.threshold={least}") for least in (0.6, 0.66, 0.78)),
+    *(_synthetic(f"epochs/{passes}", f"tuning.epochs={passes}") for passes in (0.25, 0.5, 8)),
+    *(_synthetic(f"temperature/{value}", f"synthesis.temperature={value}") for value in (0.5, 0.8, 1.3)),
 )

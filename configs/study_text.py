@@ -1,8 +1,8 @@
 """The study on real text at a million parameters: documentation with 20 passes over its capped set (docs/study.md).
 
-    mkdir -p data/study && cp YOUR/debian_docs.jsonl.gz data/study/       # docs/study.md says how to come by it
-    zcat data/wikipedia_vital/documents.jsonl.gz | awk 'NR % 25 == 0' > data/study/wikipedia.jsonl
-    sbp study configs/study_text.py --workdir FOLDER --records docs/study/text.jsonl --seeds 0,1,2
+mkdir -p data/study && cp YOUR/debian_docs.jsonl.gz data/study/       # docs/study.md says how to come by it
+zcat data/wikipedia_vital/documents.jsonl.gz | awk 'NR % 25 == 0' > data/study/wikipedia.jsonl
+sbp study configs/study_text.py --workdir FOLDER --records docs/study/text.jsonl --seeds 0,1,2
 """
 
 from dataclasses import replace
@@ -35,13 +35,18 @@ DATA = Path(__file__).parent.parent / "data"
 FAMILY = "^debpkg/[^-]+(-[^-]+)?|^[^#]+"
 SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
 CONTROLS = ("random_pairs", "self_samples", "megadoc", "staged", "in_context", "multi_round")
-MAIN = ("repetition", "repetition_full", "sbp", "oracle", *CONTROLS)
+MAIN = ("repetition", "repetition_early", "sbp", "oracle", *CONTROLS)
 
 
 def get_config() -> Experiment:
     return Experiment(
         name="study-text",
-        corpus=Corpus(paths=(str(DATA / "study/debian_docs.jsonl.gz"),), source_field="id", source_pattern=FAMILY),
+        corpus=Corpus(
+            paths=(str(DATA / "study/debian_docs.jsonl.gz"),),
+            source_field="id",
+            source_pattern=FAMILY,
+            tokens=26_000_000,
+        ),
         splits=Splits(validation=0.003, test=0.01, oracle=0.1, capped=0.005, by="source"),
         tokenizer=Tokenizer(vocab_size=2048),
         model=Model(width=128, layers=4, heads=2, kv_heads=1, head_dim=64, ffn=384),
@@ -53,8 +58,8 @@ def get_config() -> Experiment:
         evaluation=Evaluation(texts=(TextSet("wikipedia", (str(DATA / "study/wikipedia.jsonl"),)),)),
         quality=Quality(documents=500),
         arms=(
-            Arm("repetition", epochs=10.0),
-            Arm("repetition_full"),
+            Arm("repetition"),
+            Arm("repetition_early", epochs=10.0),
             *standard_arms(0.375, "sbp", "oracle", *CONTROLS),
             *(Arm(f"sbp_{share:g}", synthetic_share=share) for share in SHARES),
         ),

@@ -22,8 +22,8 @@ from sbp_jax.study.tables import Record, Runs, mean, shown
 HERE = Path(__file__).parent
 PAGE, FOLDER = HERE / "study.md", HERE / "study"
 NAMES = {
-    "repetition": "repetition, stopped early",
-    "repetition_full": "repetition, all tokens",
+    "repetition": "repetition",
+    "repetition_early": "repetition, stopped early",
     "self_samples": "self samples",
     "random_pairs": "random pairs",
     "sbp": "SBP",

@@ -18,16 +18,19 @@ SMALL = (
     "model.width=32",
     "model.head_dim=16",
     "model.ffn=64",
-    "training.tokens=30000",
+    "training.context=64",
+    "tuning.context=128",
+    "training.tokens=8192",
+    "arms.repetition.epochs=3",
     "training.batch_rows=8",
-    "training.evaluate_every=5",
+    "training.evaluate_every=4",
     "tuning.epochs=1",
     "tuning.batch_rows=8",
     "tuning.validation=0.2",
     "tokenizer.vocab_size=512",
-    "pairs.threshold=0.3",
+    "pairs.threshold=0.75",
     "pairs.minimum=10",
-    "synthesis.oversample=6",
+    "synthesis.oversample=2",
     "synthesis.max_new_tokens=48",
     "filters.unfinished=keep",
     "filters.min_words=1",
@@ -77,6 +80,12 @@ def test_records_are_what_the_artifacts_say(study, recorded):
 def test_what_is_recorded_is_not_made_again(study, recorded, tmp_path):
     """Not even where the artifacts are gone; another seed is another experiment."""
     before = (recorded / "records.jsonl").read_bytes()
+    with (recorded / "records.jsonl").open("ab") as stream:
+        stream.write(b'{"setting": "smal')  # killed while it wrote
+    assert len(grid.recorded(recorded / "records.jsonl")) == 1
+    grid._append(recorded / "records.jsonl", "{}")
+    assert (recorded / "records.jsonl").read_bytes() == before + b"{}\n"
+    (recorded / "records.jsonl").write_bytes(before)
     grid.run(study, study.settings, [5], tmp_path / "elsewhere", recorded / "records.jsonl")
     assert (recorded / "records.jsonl").read_bytes() == before
     assert not (tmp_path / "elsewhere/artifacts").exists()

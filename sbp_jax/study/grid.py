@@ -111,7 +111,8 @@ def records(pipeline: Pipeline, world: World | None, arm: Arm, seed: int) -> dic
     nodes, run = pipeline.nodes, f"{arm.name}-{seed}"
     trained = _artifact(pipeline, f"train-{run}")
     ledger = json.loads(trained.file(LEDGER).read_text())
-    found: dict[str, Any] = {"arm": arm.name, "losses": {"test": _loss(pipeline, f"score-{run}")}}
+    found: dict[str, Any] = {"arm": arm.name, "key": _key(pipeline, arm, seed)}
+    found["losses"] = {"test": _loss(pipeline, f"score-{run}")}
     for chosen in pipeline.experiment.evaluation.texts:
         found["losses"][chosen.name] = _loss(pipeline, f"score-{chosen.name}-{run}")
     found |= {name: trained.stats[name] for name in ("steps", "tokens", "best_step", "best_validation")}
@@ -156,6 +157,11 @@ def _synthetic(pipeline: Pipeline, world: World | None, ending: str, kind: str) 
     return found
 
 
+def _key(pipeline: Pipeline, arm: Arm, seed: int) -> str:
+    """Stands for all that a run was made by."""
+    return pipeline.recipes[f"train-{arm.name}-{seed}"].key
+
+
 def _behind(pipeline: Pipeline, world: World | None, arm: Arm, seed: int) -> list[str]:
     """The instances to make so that an arm can be recorded."""
     texts = [f"{chosen.name}-" for chosen in pipeline.experiment.evaluation.texts]
@@ -178,8 +184,9 @@ def _artifact(pipeline: Pipeline, name: str) -> Artifact:
 
 
 def recorded(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file of records; none where there is no file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """The whole lines of a file of records; none where there is no file."""
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def run(
@@ -198,18 +205,30 @@ def run(
 
 def _run(study: Study, setting: Setting, seed: int, workdir: Path, file: Path, say: Callable[[str], None]) -> None:
     """Makes and records the arms of a setting that are not recorded with this seed."""
-    done = {(line["setting"], line["seed"], line["arm"]) for line in recorded(file)}
     made, world = experiment(study, setting, seed, workdir)
-    wanted = [arm for arm in made.arms if setting.arms is None or arm.name in setting.arms]
-    todo = [arm for arm in wanted if (setting.name, seed, arm.name) not in done]
-    if not todo:
-        return
     pipeline = Pipeline(made, str(workdir))
+    done = {line["arm"]: line for line in recorded(file) if (line["setting"], line["seed"]) == (setting.name, seed)}
+    todo = []
+    for arm in made.arms:
+        if setting.arms is not None and arm.name not in setting.arms:
+            continue
+        if arm.name not in done:
+            todo.append(arm)
+        elif done[arm.name]["key"] != _key(pipeline, arm, seed):
+            say(f"{setting.name}, seed {seed}, {arm.name}: recorded of another recipe; delete the line to make it anew")
     for arm in todo:
         say(f"{setting.name}, seed {seed}, {arm.name}")
         for name in _behind(pipeline, world, arm, seed):
             pipeline.run(say, until=name)
         line = {"setting": setting.name, "seed": seed, **records(pipeline, world, arm, seed)}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        _append(file, json.dumps(line))
+
+
+def _append(file: Path, line: str) -> None:
+    """Adds a line, behind the last whole one: a run that was killed may have left a part of one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = file.read_bytes() if file.exists() else b""
+    with file.open("r+b" if content else "wb") as stream:
+        stream.truncate(content.rfind(b"\n") + 1)
+        stream.seek(0, 2)
+        stream.write(line.encode() + b"\n")
