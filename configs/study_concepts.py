@@ -56,6 +56,7 @@ def get_config() -> Experiment:
             Arm("repetition"),
             Arm("repetition_early", epochs=20.0),  # the best of the grid on all tokens; the other one is on facts
             *standard_arms(0.375, "sbp", "random_pairs", "self_samples", "oracle"),
+            Arm("sbp_early_base", synthetic_share=0.375, base="repetition_early"),
             *(Arm(f"sbp_{share:g}", synthetic_share=share) for share in SHARES),
         ),
     )
@@ -75,6 +76,7 @@ def _repetition(weight_decay: float, epochs: float | None) -> Setting:
     return Setting(f"repetition/{weight_decay:g}/{'all' if epochs is None else f'{epochs:g}'}", sets, ("repetition",))
 
 
+COPIES = ("max_copied", "max_seed_overlap", "near_sibling", "near_duplicate", "max_repetition")
 GAP = ("repetition", "repetition_early", "sbp", "oracle")
 
 
@@ -96,5 +98,8 @@ SETTINGS = (
     *(_documents(number) for number in (2, 6)),
     *(_synthetic(f"threshold/{least}", f"pairs.threshold={least}") for least in (0.6, 0.66, 0.78)),
     *(_synthetic(f"epochs/{passes}", f"tuning.epochs={passes}") for passes in (0.25, 0.5, 8)),
+    Setting("base/early", (f"arms={','.join(GAP)},sbp_early_base",), ("sbp_early_base",)),
+    _synthetic("base/last", "training.evaluate_every=1000"),  # which has learned the capped documents by heart
+    _synthetic("filters/none", *(f"filters.{name}=1" for name in COPIES)),
     *(_synthetic(f"temperature/{value}", f"synthesis.temperature={value}") for value in (0.5, 0.8, 1.3)),
 )

@@ -149,6 +149,31 @@ def points(records: Sequence[Record], kind: str) -> list[tuple[str, Runs, str]]:
     return [(value, *found[value]) for value in sorted(found, key=float)]
 
 
+def variants(records: Sequence[Record]) -> str:
+    """Other bases and filters, beside SBP as it is."""
+    rows = []
+    for setting, name in VARIANTS.items():
+        runs = Runs.of(records, setting, "main")
+        own = [line for line in records if line["setting"] == setting and line["arm"].startswith("sbp")]
+        if not own:
+            continue
+        arm = own[0]["arm"]
+        told = [line["synthetic"]["synthetic"] for line in own]
+        row = [name, str(len(runs.arms[arm]))]
+        row += [_number([line[key] for line in told], True) for key in ("on_concept", "true", "copies")]
+        for text in TEXTS:
+            row += [shown(runs.losses(text, arm)[0].estimate), closed(runs.gap(text, arm))]
+        rows.append(row)
+    head = ["", "seeds", "about the seed's concept alone", "true", "copies"]
+    return table([*head, *(cell for name in TEXTS.values() for cell in (name, "gap closed"))], rows)
+
+
+VARIANTS = {
+    "main": "as above",
+    "base/early": "base: repetition that stops early",
+    "base/last": "base: the end of repetition, which knows the capped documents by heart",
+    "filters/none": "no filter against copies",
+}
 MAIN = {"share": "0.375", "documents": "3", "threshold": "0.72", "epochs": "2", "temperature": "1"}
 
 
@@ -206,6 +231,7 @@ PARTS_OF_PAGE: dict[str, Part] = {
     "differences": differences,
     "truth": truth,
     "costs": costs,
+    "variants": variants,
     **{kind: partial(sweep, kind=kind, label=label) for kind, label in SWEEPS.items()},
 }
 

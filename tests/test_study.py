@@ -10,8 +10,11 @@ from etils import epath
 
 from sbp_jax.artifacts import Recipe, parquet
 from sbp_jax.artifacts.artifact import Output
+from sbp_jax.errors import SbpError
+from sbp_jax.experiments import load_module
 from sbp_jax.pipeline import Pipeline
 from sbp_jax.study import conditional, grid, truth
+from sbp_jax.study.tables import Runs
 from sbp_jax.study.world import Rules, World
 
 SMALL = (
@@ -147,3 +150,46 @@ def _artifact(path, **columns):
     output = Output(epath.Path(path), Recipe("planted", 1, {}, {}), "planted")
     output.shard(0, ".parquet", lambda writing: parquet.write(writing, pa.table(columns)))
     return output.finish()
+
+
+def test_what_is_no_study_is_told(study):
+    with pytest.raises(SbpError, match="quickstart.py has no SETTINGS"):
+        grid.read("configs/quickstart.py")
+    with pytest.raises(SbpError, match="has no setting mian; there are small"):
+        study.chosen(["mian"])
+    assert study.chosen(None) == study.chosen(["small"])
+
+
+def test_gaps_are_from_the_better_repetition_of_each_text():
+    """Planted: two baselines, of which each is better on one text; every seed tells the same, so no luck is left."""
+    losses = {"repetition": (2.0, 1.5), "repetition_early": (1.8, 1.9), "sbp": (1.5, 1.0), "oracle": (1.2, 0.5)}
+    records = [
+        {"setting": "main", "arm": arm, "seed": seed, "losses": {"test": _nats(a + luck), "facts": _nats(b + luck)}}
+        for arm, (a, b) in losses.items()
+        for seed, luck in enumerate((0.0, 0.3, -0.1))
+    ]
+    runs = Runs.of(records, "nothing", "main")
+    for text, expected in (("test", 0.5), ("facts", 0.5)):
+        gap = runs.gap(text, "sbp")
+        assert (
+            math.isclose(gap.value, expected) and math.isclose(gap.low, expected) and math.isclose(gap.high, expected)
+        )
+    assert runs.base("test") == "repetition_early" and runs.base("facts") == "repetition"
+    ours = runs.losses("test", "sbp")[0].estimate
+    values = [1.5, 1.8, 1.4]  # Student's t with two degrees of freedom
+    half = 4.303 * np.std(values, ddof=1) / math.sqrt(3)
+    assert math.isclose(ours.value, np.mean(values)) and abs(ours.high - ours.value - half) < 0.1 * half
+    worse = [{**line, "losses": {"test": _nats(2.5)}} for line in records if line["arm"] == "oracle"]
+    assert Runs.of([line for line in records if line["arm"] != "oracle"] + worse, "main").gap("test", "sbp") is None
+
+
+def _nats(value):
+    return {"nats_per_token": value}
+
+
+def test_the_tables_of_the_page_are_those_of_the_records():
+    script = load_module("docs/study_tables.py")
+    page = script.PAGE.read_text()
+    records = grid.recorded(script.FOLDER / "concepts.jsonl")
+    assert script.filled(page, records) == page, "run docs/study_tables.py"
+    assert page.count("<!-- concepts:") == page.count("<!-- end -->") > 4

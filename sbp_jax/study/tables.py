@@ -47,6 +47,8 @@ class Runs:
 
     def gap(self, text: str, arm: str) -> Estimate | None:
         """The gap closed between the best repetition arm and the oracle; None where it is undefined."""
+        if ORACLE_ARM not in self.arms:
+            return None
         base, ours, oracle = self.losses(text, self.base(text), arm, ORACLE_ARM)
         return gap_closed(base - ours, base - oracle).closed
 
