@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sbp_jax.accounting.charges import charges, entries
-from sbp_jax.arms import source, suffix
+from sbp_jax.accounting.charges import charges, entries, roles
+from sbp_jax.arms import SUFFIX, Source, source, suffix
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import BASE_ARM, Arm, Experiment
 from sbp_jax.errors import SbpError
@@ -83,7 +83,8 @@ def read(config: str, sets: tuple[str, ...] = (), tiny: bool = False) -> Study:
     module = load_module(config)
     if not hasattr(module, "SETTINGS"):
         raise SbpError(f"the config file {config} has no SETTINGS, so it is no study; `sbp run` runs it")
-    return Study(config, tuple(module.SETTINGS), getattr(module, "WORLD", None), sets, tiny)
+    world = None if tiny else getattr(module, "WORLD", None)  # the tiny variant has a corpus of its own
+    return Study(config, tuple(module.SETTINGS), world, sets, tiny)
 
 
 def experiment(study: Study, setting: Setting, seed: int, workdir: Path) -> tuple[Experiment, World | None]:
@@ -123,18 +124,18 @@ def records(pipeline: Pipeline, world: World | None, arm: Arm, seed: int) -> dic
     ]
     found["streams"] = {name: {unit: entry[unit] for unit in ("tokens", "epochs")} for name, entry in ledger.items()}
     charged = entries(nodes, f"train-{run}")
-    names = {entry.instance for entry in charged} | {entry.vectors for entry in charged if entry.vectors}
-    artifacts = {f"charged/{name}": _artifact(pipeline, name) for name in names}
+    artifacts = {role: _artifact(pipeline, name) for role, name in roles(charged).items()}
     vocabulary = _artifact(pipeline, "tokenizer").stats["vocab_size"]
     made = charges(charged, artifacts, pipeline.experiment.model, vocabulary)
     found["flops"] = made.total
     if (origin := source(arm)) is not None:
-        found["synthetic"] = _synthetic(pipeline, world, suffix(*origin), origin[0])
+        found["synthetic"] = _synthetic(pipeline, world, origin)
     return found
 
 
-def _synthetic(pipeline: Pipeline, world: World | None, ending: str, kind: str) -> dict[str, Any]:
+def _synthetic(pipeline: Pipeline, world: World | None, origin: Source) -> dict[str, Any]:
     """What is known of a source of synthetic text."""
+    (kind, start), ending = origin, suffix(*origin)
     found: dict[str, Any] = {}
     for name in ("synthesized", "synthetic"):
         found[name] = {"documents": _artifact(pipeline, name + ending).rows}
@@ -146,9 +147,8 @@ def _synthetic(pipeline: Pipeline, world: World | None, ending: str, kind: str) 
         for name in ("synthesized", "synthetic"):
             found[name] = truth.synthetic(world, documents, splits, _artifact(pipeline, name + ending))
         if kind != "none":
-            name = "pairs" + ("-random" if kind == "random" else "")
-            found["pairs"] = truth.pairs(world, documents, splits, _artifact(pipeline, name))
-            base = _artifact(pipeline, f"train-{BASE_ARM}-{pipeline.experiment.seeds[0]}")
+            found["pairs"] = truth.pairs(world, documents, splits, _artifact(pipeline, f"pairs{SUFFIX[kind]}"))
+            base = _artifact(pipeline, f"train-{start or BASE_ARM}-{pipeline.experiment.seeds[0]}")
             tokenizer = _artifact(pipeline, "tokenizer")
             known = (world, documents, splits, tokenizer, base, synthesizer)
             found["costs"] = conditional.costs(pipeline.experiment, *known)
