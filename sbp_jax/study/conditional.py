@@ -7,6 +7,7 @@ does not tell.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -71,9 +72,11 @@ def _mean(
         (place, encode.encode_batch(list(texts)), encode.encode_batch([target])[0])
         for place, (texts, target) in enumerate(zip(read, targets, strict=True))
     ]
-    rows = list(pack_groups(groups, experiment.tuning.context, encode.end_of_document, encode.separator))
+    longest = max(sum(map(len, texts)) + len(target) + len(texts) + 1 for _, texts, target in groups)
+    tuning = replace(experiment.tuning, context=max(longest, experiment.tuning.context))
+    rows = list(pack_groups(groups, tuning.context, encode.end_of_document, encode.separator))
     mesh, folder = build_mesh(experiment.execution.mesh), trained.folder(BEST)
     vocabulary = huggingface.inspect(folder).vocabulary
     parameters = huggingface.load(folder, experiment.model, vocabulary, mesh)
-    setup = Setup(experiment.model, vocabulary, experiment.tuning, 0, 1, mesh, experiment.execution)
+    setup = Setup(experiment.model, vocabulary, tuning, 0, 1, mesh, experiment.execution)
     return math.fsum(float(nats.sum()) for _, nats in target_losses(setup, parameters, rows)) / len(targets)
