@@ -28,7 +28,7 @@ from sbp_jax.config import (
     Tuning,
 )
 from sbp_jax.experiments import shrink
-from sbp_jax.study.grid import Setting
+from sbp_jax.study.grid import Setting, repetition_grid
 
 FOLDER = Path(__file__).parent.parent / "data/concepts"
 WORLD = {"concepts": 200, "facts": 8, "values": 20, "told": 4, "restated": 1, "capped": 3, "oracle": 97}
@@ -70,12 +70,6 @@ def tiny() -> Experiment:
     return shrink(get_config(), quickstart.WIKIPEDIA)
 
 
-def _repetition(weight_decay: float, epochs: float | None) -> Setting:
-    """A point of the grid from which the repetition arm is chosen; None: the common budget."""
-    sets = (f"arms.repetition.weight_decay={weight_decay}", f"arms.repetition.epochs={epochs}")
-    return Setting(f"repetition/{weight_decay:g}/{'all' if epochs is None else f'{epochs:g}'}", sets, ("repetition",))
-
-
 COPIES = ("max_copied", "max_seed_overlap", "near_sibling", "near_duplicate", "max_repetition")
 GAP = ("repetition", "repetition_early", "sbp", "oracle")
 
@@ -92,7 +86,7 @@ def _synthetic(name: str, *sets: str) -> Setting:
 
 
 SETTINGS = (
-    *(_repetition(decay, epochs) for decay in (0.1, 0.8, 3.2) for epochs in (8, 16, 20, 24, None)),
+    *repetition_grid((0.1, 0.8, 3.2), (8, 16, 20, 24, None)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
     *(_documents(number) for number in (2, 6)),

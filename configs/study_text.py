@@ -28,7 +28,7 @@ from sbp_jax.config import (
     Tuning,
 )
 from sbp_jax.experiments import shrink
-from sbp_jax.study.grid import Setting
+from sbp_jax.study.grid import Setting, repetition_grid
 
 DATA = Path(__file__).parent.parent / "data"
 # Documents are parts of files, and packages of families such as libghc-...: what belongs together is drawn together.
@@ -70,14 +70,8 @@ def tiny() -> Experiment:
     return shrink(replace(get_config(), arms=standard_arms(0.375, "repetition", "sbp", "oracle")), quickstart.WIKIPEDIA)
 
 
-def _repetition(weight_decay: float, epochs: float | None) -> Setting:
-    """A point of the grid from which the repetition arm is chosen; None: the common budget."""
-    sets = (f"arms.repetition.weight_decay={weight_decay}", f"arms.repetition.epochs={epochs}")
-    return Setting(f"repetition/{weight_decay:g}/{'all' if epochs is None else f'{epochs:g}'}", sets, ("repetition",))
-
-
 SETTINGS = (
-    *(_repetition(decay, epochs) for decay in (0.1, 0.8, 3.2) for epochs in (5, 10, None)),
+    *repetition_grid((0.1, 0.8, 3.2), (5, 10, None)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
 )

@@ -46,6 +46,19 @@ class Setting:
     world: Mapping[str, Any] = field(default_factory=dict)
 
 
+def repetition_grid(weight_decays: Sequence[float], epochs: Sequence[float | None]) -> tuple[Setting, ...]:
+    """The grid from which the repetition arm is chosen, by weight decay and passes; None: the common budget."""
+    return tuple(
+        Setting(
+            f"repetition/{decay:g}/{'all' if passes is None else f'{passes:g}'}",
+            (f"arms.repetition.weight_decay={decay}", f"arms.repetition.epochs={passes}"),
+            ("repetition",),
+        )
+        for decay in weight_decays
+        for passes in epochs
+    )
+
+
 @dataclass(frozen=True)
 class Study:
     """A config with its settings.
