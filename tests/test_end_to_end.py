@@ -240,7 +240,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_numbers(undisturbed, tm
         process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True, start_new_session=True)
         try:
             # Later ever more time: on a machine with other work to do a stage takes longer to begin.
-            _, err = process.communicate(timeout=chance.uniform(4, 25 + 2 * kills))
+            _, err = process.communicate(timeout=chance.uniform(4, 25 + 5 * kills))
             returncode = process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)

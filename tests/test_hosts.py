@@ -82,7 +82,7 @@ def processes(*arguments, count=2) -> list[subprocess.Popen]:
 def finish(processes) -> list[tuple[int, str, str]]:
     """Status and output of each; none may outlive the test."""
     try:
-        outputs = [process.communicate(timeout=240) for process in processes]
+        outputs = [process.communicate(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()
