@@ -28,6 +28,7 @@ from sbp_jax.config import (
     Tuning,
 )
 from sbp_jax.experiments import shrink
+from sbp_jax.study.concepts import NOISES
 from sbp_jax.study.grid import Setting, repetition_grid
 
 FOLDER = Path(__file__).parent.parent / "data/concepts"
@@ -72,6 +73,7 @@ def tiny() -> Experiment:
 
 COPIES = ("max_copied", "max_seed_overlap", "near_sibling", "near_duplicate", "max_repetition")
 GAP = ("repetition", "repetition_early", "sbp", "oracle")
+COMPARED = ("sbp", "random_pairs")  # as many pairs, and as many steps of tuning
 
 
 def _documents(number: int) -> Setting:
@@ -80,9 +82,9 @@ def _documents(number: int) -> Setting:
     return Setting(f"documents/{number}", (f"arms={','.join(GAP)}",), world=world)
 
 
-def _synthetic(name: str, *sets: str) -> Setting:
+def _synthetic(name: str, *sets: str, arms: tuple[str, ...] = ("sbp",)) -> Setting:
     """Other synthetic text; the arms that it is compared with are those of "main"."""
-    return Setting(name, (f"arms={','.join(GAP)}", *sets), ("sbp",))
+    return Setting(name, (f"arms={','.join(GAP)},random_pairs", *sets), arms)
 
 
 SETTINGS = (
@@ -90,7 +92,13 @@ SETTINGS = (
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
     *(_documents(number) for number in (2, 6)),
-    *(_synthetic(f"threshold/{least}", f"pairs.threshold={least}") for least in (0.6, 0.66, 0.78)),
+    *(_synthetic(f"threshold/{least}", f"pairs.threshold={least}", arms=COMPARED) for least in (0.55, 0.6, 0.66, 0.72)),
+    # Exact pairs, and pairs as wrong as one wants.
+    *(
+        _synthetic(f"noise/{share:g}", f"embedding.vectors={{world}}/vectors-{share:g}.parquet", arms=COMPARED)
+        for share in NOISES
+    ),
+    _synthetic("embedder/self", "embedding.model=self", "embedding.whiten=true"),
     *(_synthetic(f"epochs/{passes}", f"tuning.epochs={passes}") for passes in (0.25, 0.5, 8)),
     Setting("base/early", (f"arms={','.join(GAP)},sbp_early_base",), ("sbp_early_base",)),
     _synthetic("base/last", "training.evaluate_every=1000"),  # which has learned the capped documents by heart

@@ -125,28 +125,43 @@ def costs(records: Sequence[Record]) -> str:
 
 
 def sweep(records: Sequence[Record], kind: str, label: str) -> str:
-    """Losses and gaps at each value of what is varied."""
+    """Losses and gaps at each value of what is varied, and what is true of the pairs and of the synthetic text."""
     rows = []
     for value, runs, arm in points(records, kind):
-        row = [value, str(len(runs.arms[arm]))]
-        for text in TEXTS:
-            row += [shown(runs.losses(text, arm)[0].estimate), closed(runs.gap(text, arm))]
-        rows.append(row)
-    return table([label, "seeds", *(cell for name in TEXTS.values() for cell in (name, "gap closed"))], rows)
+        rows.append([value, NAMES.get(arm, "SBP"), *_told(runs, arm), *_gaps(runs, arm)])
+    return table([label, "text of", *TOLD_HEADS, *GAP_HEADS], rows)
+
+
+def _told(runs: Runs, arm: str) -> list[str]:
+    told = [line["synthetic"] for line in runs.arms[arm].values()]
+    row = [str(len(told))]
+    for part, name in (("pairs", "pairs"), ("pairs", "precision"), ("synthetic", "on_concept"), ("synthetic", "true")):
+        row.append(_number([line[part][name] for line in told], name != "pairs"))
+    return row
+
+
+def _gaps(runs: Runs, arm: str) -> list[str]:
+    return [cell for text in TEXTS for cell in (shown(runs.losses(text, arm)[0].estimate), closed(runs.gap(text, arm)))]
+
+
+TOLD_HEADS = ("seeds", "pairs", "of one concept", "about the seed's concept alone", "true, of stated facts")
+GAP_HEADS = tuple(cell for name in TEXTS.values() for cell in (name, "gap closed"))
 
 
 def points(records: Sequence[Record], kind: str) -> list[tuple[str, Runs, str]]:
-    """The values of a sweep with the runs to compare, and the arm that has each; the value of "main" among them."""
-    found: dict[str, tuple[Runs, str]] = {}
+    """The values of a sweep with the runs to compare, and each arm that has it; the value of "main" among them."""
+    found: dict[str, tuple[Runs, list[str]]] = {}
     if kind == "share":
         runs = Runs.of(records, "share", "main")
-        found = {arm.partition("_")[2]: (runs, arm) for arm in runs.arms if arm.startswith("sbp_")}
+        found = {arm.partition("_")[2]: (runs, [arm]) for arm in runs.arms if arm.startswith("sbp_")}
     else:
-        names = {line["setting"] for line in records if line["setting"].startswith(f"{kind}/")}
-        found = {name.partition("/")[2]: (Runs.of(records, name, "main"), "sbp") for name in names}
-    if found:
-        found[MAIN[kind]] = (Runs.of(records, "main"), "sbp")
-    return [(value, *found[value]) for value in sorted(found, key=float)]
+        for name in {line["setting"] for line in records if line["setting"].startswith(f"{kind}/")}:
+            own = {line["arm"] for line in records if line["setting"] == name}
+            found[name.partition("/")[2]] = (Runs.of(records, name, "main"), [arm for arm in COMPARED if arm in own])
+    if found and kind in MAIN:
+        both = any(len(arms) > 1 for _, arms in found.values())
+        found[MAIN[kind]] = (Runs.of(records, "main"), list(COMPARED) if both else ["sbp"])
+    return [(value, found[value][0], arm) for value in sorted(found, key=float) for arm in found[value][1]]
 
 
 def variants(records: Sequence[Record]) -> str:
@@ -158,38 +173,50 @@ def variants(records: Sequence[Record]) -> str:
         if not own:
             continue
         arm = own[0]["arm"]
-        told = [line["synthetic"]["synthetic"] for line in own]
-        row = [name, str(len(runs.arms[arm]))]
-        row += [_number([line[key] for line in told], True) for key in ("on_concept", "true", "copies")]
-        for text in TEXTS:
-            row += [shown(runs.losses(text, arm)[0].estimate), closed(runs.gap(text, arm))]
-        rows.append(row)
-    head = ["", "seeds", "about the seed's concept alone", "true", "copies"]
-    return table([*head, *(cell for name in TEXTS.values() for cell in (name, "gap closed"))], rows)
+        rows.append([name, *_told(runs, arm), *_gaps(runs, arm)])
+    return table(["", *TOLD_HEADS, *GAP_HEADS], rows)
 
 
 VARIANTS = {
     "main": "as above",
+    "embedder/self": "embedder: the base itself",
     "base/early": "base: repetition that stops early",
     "base/last": "base: the end of repetition, which knows the capped documents by heart",
     "filters/none": "no filter against copies",
 }
+COMPARED = ("sbp", "random_pairs")
 MAIN = {"share": "0.375", "documents": "3", "threshold": "0.72", "epochs": "2", "temperature": "1"}
 
 
 def sweep_figure(records: Sequence[Record], kind: str, label: str) -> None:
+    """The gap closed by value, that of random pairs dashed."""
     made = points(records, kind)
     figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
     for text, name in TEXTS.items():
-        known = [(float(value), gap) for value, runs, arm in made if (gap := runs.gap(text, arm)) is not None]
-        if not known:
-            continue
-        x, gaps = zip(*known, strict=True)
-        middle = np.array([gap.value for gap in gaps])
-        ends = np.array([[gap.value - (gap.low or gap.value), (gap.high or gap.value) - gap.value] for gap in gaps]).T
-        axes.errorbar(x, 100 * middle, 100 * ends, label=name, color=COLORS[text], marker="o", capsize=3)
+        for random in (False, True):
+            own = [(value, runs, arm) for value, runs, arm in made if (arm == "random_pairs") == random]
+            known = [(float(value), gap) for value, runs, arm in own if (gap := runs.gap(text, arm)) is not None]
+            if not known:
+                continue
+            x, gaps = zip(*known, strict=True)
+            middle = np.array([gap.value for gap in gaps])
+            low, high = (
+                np.array([gap.value if (end := getattr(gap, side)) is None else end for gap in gaps])
+                for side in ("low", "high")
+            )
+            style = {"linestyle": "--", "marker": "s"} if random else {"marker": "o"}
+            label_of = f"{name}, random pairs" if random else name
+            axes.errorbar(
+                x,
+                100 * middle,
+                100 * np.array([middle - low, high - middle]),
+                label=label_of,
+                color=COLORS[text],
+                capsize=3,
+                **style,
+            )
     axes.axhline(0, color="#888888", linewidth=0.8)
-    axes.set(xlabel=label, ylabel="gap closed, %")
+    axes.set(xlabel=label, ylabel="gap closed, %", ylim=(-25, 105))
     axes.legend(frameon=False, fontsize=8)
     _save(figure, f"concepts-{kind}")
 
@@ -221,6 +248,7 @@ SWEEPS = {
     "share": "share of synthetic tokens",
     "documents": "capped documents of a concept",
     "threshold": "threshold of pairs",
+    "noise": "documents with the vector of any concept",
     "epochs": "passes over the pairs in tuning",
     "temperature": "temperature",
 }

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,10 +13,15 @@ from sbp_jax.artifacts import Recipe, parquet
 from sbp_jax.artifacts.artifact import Output
 from sbp_jax.errors import SbpError
 from sbp_jax.experiments import load_module
+from sbp_jax.model import huggingface
+from sbp_jax.model.parameters import bind
+from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.pipeline import Pipeline
 from sbp_jax.study import conditional, grid, truth
 from sbp_jax.study.tables import Runs
 from sbp_jax.study.world import Rules, World
+from sbp_jax.text.tokenizer import load as load_tokenizer
+from sbp_jax.training.export import BEST
 
 SMALL = (
     "model.width=32",
@@ -102,23 +108,57 @@ def test_what_is_recorded_is_not_made_again(study, recorded, tmp_path):
     assert not keys[0] & keys[1]
 
 
-def test_costs_of_an_untrained_model_lie_near_a_guess(study, recorded):
-    """Bounds alone: nobody has learned anything in so few steps."""
+@pytest.mark.parametrize("noise, precision", [("0", (1.0, 1.0)), ("0.5", (0.1, 0.6))])
+def test_vectors_of_the_world_find_its_pairs(study, recorded, noise, precision):
+    """All of them and no others, or as many as half of the documents allow that have any concept's vector."""
+    sets = (*SMALL, f"embedding.vectors={{world}}/vectors-{noise}.parquet")
+    made, world = grid.experiment(study, grid.Setting("exact", sets), 5, recorded / "work")
+    pipeline = Pipeline(made, str(recorded / "work"))
+    pipeline.run(lambda line: None, until="pairs")
+    found = truth.pairs(world, *map(pipeline.artifact, ("documents", "splits", "pairs")))
+    assert precision[0] <= found["precision"] <= precision[1]
+    assert found["recall"] == 1 if noise == "0" else 0.1 < found["recall"] < 0.5
+
+
+def test_costs_are_those_of_each_document_alone(study, recorded):
+    """Not packed with others, not padded, and read by the decoder itself; a base, a synthesizer and both neighbours."""
     experiment, world = grid.experiment(study, study.settings[0], 5, recorded / "work")
     pipeline = Pipeline(experiment, str(recorded / "work"))
-    names = ("documents", "splits", "tokenizer")
-    made = {name: pipeline.artifact(name) for name in names}
-    found = conditional.costs(
-        experiment,
-        world,
-        **made,
-        base=pipeline.artifact("train-repetition-5"),
-        synthesizer=pipeline.artifact("synthesizer"),
-    )
+    documents, splits, tokenizer = map(pipeline.artifact, ("documents", "splits", "tokenizer"))
+    base, synthesizer = pipeline.artifact("train-repetition-5"), pipeline.artifact("synthesizer")
+    found = conditional.costs(experiment, world, documents, splits, tokenizer, base, synthesizer)
     assert found["entropy"] < found["newcomer"] < found["after_related"]  # nobody has learned anything in 15 steps
-    uniform = math.log(experiment.tokenizer.vocab_size)
-    for name in ("alone", "after_other", "after_related"):
-        assert 0.2 * uniform < found[name] / 60 < 2 * uniform
+
+    rows = zip(parquet.read(documents).to_pylist(), parquet.read(splits).to_pylist(), strict=True)
+    texts: dict[str, list[str]] = {}
+    for row, split in rows:
+        if split["split"] == "test":
+            texts.setdefault(row["source"], []).append(row["text"])
+    pairs = [texts[source] for source in sorted(texts)]  # two of each concept
+    encode = load_tokenizer(tokenizer.file("tokenizer.json"), experiment.tokenizer)
+
+    def nats(trained, before, target):
+        folder = trained.folder(BEST)
+        vocabulary = huggingface.inspect(folder).vocabulary
+        parameters = huggingface.load(folder, experiment.model, vocabulary, build_mesh(experiment.execution.mesh))
+        decoder = bind(experiment.model, vocabulary, parameters)
+        ids = [encode.end_of_document]
+        for text in before:
+            ids += [*encode.encode_batch([text])[0], encode.separator]
+        start = len(ids)
+        ids += [*encode.encode_batch([target])[0], encode.end_of_document]
+        tokens = np.array(ids)[None]
+        logits = decoder(tokens[:, :-1], np.ones_like(tokens[:, 1:]), np.arange(len(ids) - 1)[None])
+        told = np.asarray(jax.nn.log_softmax(logits))[0, np.arange(len(ids) - 1), ids[1:]]
+        return -told[start - 1 :].sum()
+
+    for name, trained, before in (
+        ("alone", base, lambda place, one: []),
+        ("after_related", synthesizer, lambda place, one: [pairs[place][1 - one]]),
+        ("after_other", synthesizer, lambda place, one: [pairs[(place + 1) % len(pairs)][one]]),
+    ):
+        own = [nats(trained, before(place, one), pairs[place][one]) for place in range(len(pairs)) for one in range(2)]
+        assert math.isclose(found[name], np.mean(own), rel_tol=1e-4), name
 
 
 def test_planted_pairs_and_lies_are_counted(tmp_path):

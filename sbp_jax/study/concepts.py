@@ -2,7 +2,9 @@
 
 `documents.jsonl`: each document with the split that it belongs to. `facts.jsonl`: each fact of a test document, its
 value and the document up to there, which is given. `recall.jsonl`: the same of facts that capped documents tell, in
-wordings that no capped document of their concept has used. `world.json`: the rules, for `sbp_jax.study.truth`.
+wordings that no capped document of their concept has used. `vectors-NOISE.parquet`: for each capped document a vector
+of its concept, or for that share of them of any concept, so that related pairs are found as well as one wants.
+`world.json`: the rules, for `sbp_jax.study.truth`.
 """
 
 import argparse
@@ -14,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sbp_jax.study.world import Fact, Rules, Told, World
 
 FILES = DOCUMENTS, FACTS, RECALL, WORLD = "documents.jsonl", "facts.jsonl", "recall.jsonl", "world.json"
+NOISES = (0.0, 0.25, 0.5)  # shares of capped documents with the vector of any concept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,7 @@ def write_from(folder: Path, options: Mapping[str, Any]) -> None:
 
 
 def write(folder: Path, rules: Rules, counts: Counts) -> None:
-    """Writes the four files; equal arguments give equal bytes."""
+    """Writes the files, that of the rules last; equal arguments give equal bytes."""
     world = World(rules)
     random = np.random.default_rng((rules.seed, 1))
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +60,8 @@ def write(folder: Path, rules: Rules, counts: Counts) -> None:
     with (folder / RECALL).open("w") as asked:
         for concept, index in product(range(rules.concepts), range(counts.test)):
             asked.writelines(_asked(f"recall-{concept}-{index}", world.retold(concept, told[concept], random)))
+    for noise in NOISES:
+        pq.write_table(_vectors(rules, counts, noise), folder / f"vectors-{noise:g}.parquet")
     (folder / WORLD).write_text(json.dumps(dataclasses.asdict(rules), indent=1))
 
 
@@ -65,6 +72,16 @@ def load(folder: Path) -> World:
 def _line(world: World, name: str, told: Told, split: str) -> str:
     record = {"id": name, "text": told.text, "source": world.names[told.concept], "nats": told.nats, "split": split}
     return json.dumps(record) + "\n"
+
+
+def _vectors(rules: Rules, counts: Counts, noise: float) -> pa.Table:
+    """Unit vectors of the capped documents, equal where they are told to be of one concept, and else orthogonal."""
+    random = np.random.default_rng((rules.seed, 2))
+    owner_N = np.repeat(np.arange(rules.concepts), counts.capped)
+    wrong_N = random.random(len(owner_N)) < noise
+    told_N = np.where(wrong_N, random.integers(rules.concepts, size=len(owner_N)), owner_N)
+    names = [f"capped-{concept}-{index}" for concept, index in product(range(rules.concepts), range(counts.capped))]
+    return pa.table({"id": names, "embedding": list(np.eye(rules.concepts, dtype=np.float32)[told_N])})
 
 
 def _asked(name: str, told: Told) -> list[str]:

@@ -35,7 +35,7 @@ class Setting:
 
     Attributes:
       name: as it stands in the records.
-      sets: overrides of the config, as of `--set`.
+      sets: overrides of the config, as of `--set`; {world} in them is the folder of the world of concepts.
       arms: those that are recorded; None: all of the config.
       world: rules and counts of a world of concepts that differ from the study's.
     """
@@ -104,7 +104,7 @@ def experiment(study: Study, setting: Setting, seed: int, workdir: Path) -> tupl
     """One replicate of a setting, and its world, whose files are written if they are not there."""
     made = load(study.config, tiny=study.tiny)
     seeds = [f"seeds={seed}", f"splits.seed={seed}", f"synthesis.seed={seed}"]
-    world = None
+    sets, world = [*study.sets, *setting.sets], None
     if study.world is not None:
         options = {**study.world, **setting.world, "seed": seed}
         folder = workdir / "worlds" / "-".join(f"{name}={value}" for name, value in options.items())
@@ -112,9 +112,9 @@ def experiment(study: Study, setting: Setting, seed: int, workdir: Path) -> tupl
             concepts.write_from(folder, options)
         world = concepts.load(folder)
         seeds.append(f"corpus.paths={folder / concepts.DOCUMENTS}")
-        sets = ((name, folder / f"{name}.jsonl") for name in (entry.name for entry in made.evaluation.texts))
-        seeds += [f"evaluation.texts.{name}.paths={file}" for name, file in sets]
-    for assignment in (*seeds, *study.sets, *setting.sets):
+        seeds += [f"evaluation.texts.{text.name}.paths={folder / text.name}.jsonl" for text in made.evaluation.texts]
+        sets = [assignment.replace("{world}", str(folder)) for assignment in sets]
+    for assignment in (*seeds, *sets):
         made = override(made, assignment)
     check(made)
     return made, world
