@@ -15,6 +15,7 @@ from sbp_jax.arms import standard_arms
 from sbp_jax.config import (
     Arm,
     Corpus,
+    Embedding,
     Evaluation,
     Experiment,
     Model,
@@ -48,8 +49,9 @@ def get_config() -> Experiment:
         model=Model(width=128, layers=2, heads=2, kv_heads=1, head_dim=64, ffn=384),
         # The weight decay is the best of the grid for repetition, and that of all arms.
         training=Training(context=256, batch_rows=8, peak_lr=4e-3, weight_decay=0.8, evaluate_every=50),
+        embedding=Embedding(whiten=True),
         neighbors=Neighbors("exact", top_k=20),
-        pairs=Pairs(threshold=0.72, near_duplicate=1.0, minimum=100),
+        pairs=Pairs(threshold=0.16, near_duplicate=1.0, minimum=100),
         tuning=Tuning(context=256, batch_rows=8, peak_lr=1e-3, epochs=2.0, evaluate_every=10),
         synthesis=Synthesis(max_new_tokens=160, oversample=1.6),
         evaluation=Evaluation(texts=tuple(_asked(name) for name in ("facts", "recall")), rows_while_training=24),
@@ -87,18 +89,22 @@ def _synthetic(name: str, *sets: str, arms: tuple[str, ...] = ("sbp",)) -> Setti
     return Setting(name, (f"arms={','.join(GAP)},random_pairs", *sets), arms)
 
 
+def _pairs(name: str, threshold: float, *sets: str) -> Setting:
+    """Pairs of other embeddings, whose similarities have another scale."""
+    return _synthetic(name, f"pairs.threshold={threshold}", *sets, arms=COMPARED)
+
+
+VECTORS = "embedding.vectors={{world}}/vectors-{:g}.parquet"
 SETTINGS = (
     *repetition_grid((0.1, 0.8, 3.2), (8, 16, 20, 24, None)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
     *(_documents(number) for number in (2, 6)),
-    *(_synthetic(f"threshold/{least}", f"pairs.threshold={least}", arms=COMPARED) for least in (0.55, 0.6, 0.66, 0.72)),
+    *(_synthetic(f"threshold/{least}", f"pairs.threshold={least}", arms=COMPARED) for least in (0.1, 0.3)),
+    *(_pairs(f"plain/{least}", least, "embedding.whiten=false") for least in (0.6, 0.66, 0.72)),
+    _pairs("embedder/self", 0.36, "embedding.model=self"),
     # Exact pairs, and pairs as wrong as one wants.
-    *(
-        _synthetic(f"noise/{share:g}", f"embedding.vectors={{world}}/vectors-{share:g}.parquet", arms=COMPARED)
-        for share in NOISES
-    ),
-    _synthetic("embedder/self", "embedding.model=self", "embedding.whiten=true"),
+    *(_pairs(f"noise/{share:g}", 0.72, "embedding.whiten=false", VECTORS.format(share)) for share in NOISES),
     *(_synthetic(f"epochs/{passes}", f"tuning.epochs={passes}") for passes in (0.25, 0.5, 8)),
     Setting("base/early", (f"arms={','.join(GAP)},sbp_early_base",), ("sbp_early_base",)),
     _synthetic("base/last", "training.evaluate_every=1000"),  # which has learned the capped documents by heart
