@@ -126,26 +126,26 @@ def costs(records: Sequence[Record]) -> str:
 
 def sweep(records: Sequence[Record], kind: str, label: str) -> str:
     """Losses and gaps at each value of what is varied, and what is true of the pairs and of the synthetic text."""
-    rows = []
-    for value, runs, arm in points(records, kind):
-        rows.append([value, NAMES.get(arm, "SBP"), *_told(runs, arm), *_gaps(runs, arm)])
-    return table([label, "text of", *TOLD_HEADS, *GAP_HEADS], rows)
+    rows = [[value, *_varied(runs, arm)] for value, runs, arm in points(records, kind) if arm != "random_pairs"]
+    return table([label, *VARIED], rows)
 
 
-def _told(runs: Runs, arm: str) -> list[str]:
+def _varied(runs: Runs, arm: str) -> list[str]:
+    """What is true of the text; losses, gaps, and differences from random pairs where those were varied too."""
     told = [line["synthetic"] for line in runs.arms[arm].values()]
     row = [str(len(told))]
-    for part, name in (("pairs", "pairs"), ("pairs", "precision"), ("synthetic", "on_concept"), ("synthetic", "true")):
+    for part, name in (("pairs", "pairs"), ("pairs", "precision"), ("synthetic", "true")):
         row.append(_number([line[part][name] for line in told], name != "pairs"))
+    settings = {line["setting"] for name in (arm, "random_pairs") for line in runs.arms.get(name, {}).values()}
+    for text in TEXTS:
+        row += [f"{runs.losses(text, arm)[0].value:.3f}", closed(runs.gap(text, arm))]
+        alike = len(settings) == 1 and "random_pairs" in runs.arms
+        row.append(shown(runs.difference(text, arm, "random_pairs").estimate) if alike else "")
     return row
 
 
-def _gaps(runs: Runs, arm: str) -> list[str]:
-    return [cell for text in TEXTS for cell in (shown(runs.losses(text, arm)[0].estimate), closed(runs.gap(text, arm)))]
-
-
-TOLD_HEADS = ("seeds", "pairs", "of one concept", "about the seed's concept alone", "true, of stated facts")
-GAP_HEADS = tuple(cell for name in TEXTS.values() for cell in (name, "gap closed"))
+VARIED = ("seeds", "pairs", "of one concept", "true, of stated facts")
+VARIED += tuple(cell for name in TEXTS.values() for cell in (name, "gap closed", "minus random pairs"))
 
 
 def points(records: Sequence[Record], kind: str) -> list[tuple[str, Runs, str]]:
@@ -173,8 +173,8 @@ def variants(records: Sequence[Record]) -> str:
         if not own:
             continue
         arm = own[0]["arm"]
-        rows.append([name, *_told(runs, arm), *_gaps(runs, arm)])
-    return table(["", *TOLD_HEADS, *GAP_HEADS], rows)
+        rows.append([name, *_varied(runs, arm)])
+    return table(["", *VARIED], rows)
 
 
 VARIANTS = {
@@ -185,7 +185,7 @@ VARIANTS = {
     "filters/none": "no filter against copies",
 }
 COMPARED = ("sbp", "random_pairs")
-MAIN = {"share": "0.375", "documents": "3", "threshold": "0.72", "epochs": "2", "temperature": "1"}
+MAIN = {"share": "0.375", "documents": "3", "threshold": "0.16", "epochs": "2", "temperature": "1"}
 
 
 def sweep_figure(records: Sequence[Record], kind: str, label: str) -> None:
@@ -217,8 +217,9 @@ def sweep_figure(records: Sequence[Record], kind: str, label: str) -> None:
             )
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set(xlabel=label, ylabel="gap closed, %", ylim=(-25, 105))
-    axes.legend(frameon=False, fontsize=8)
-    _save(figure, f"concepts-{kind}")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+        _save(figure, f"concepts-{kind}")
 
 
 def curves_figure(records: Sequence[Record]) -> None:
@@ -248,6 +249,7 @@ SWEEPS = {
     "share": "share of synthetic tokens",
     "documents": "capped documents of a concept",
     "threshold": "threshold of pairs",
+    "plain": "threshold of pairs, vectors as they are",
     "noise": "documents with the vector of any concept",
     "epochs": "passes over the pairs in tuning",
     "temperature": "temperature",

@@ -72,11 +72,6 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     config = plant(folder)
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    # Programs that are compiled once serve the second calibration and the stage.
-    environment |= {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     arguments = [sys.executable, "-c", PROGRAM + STEPS, str(config), str(folder)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
