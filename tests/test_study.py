@@ -45,6 +45,7 @@ SMALL = (
     "filters.min_words=1",
     "filters.max_repetition=1",
     "embedding.max_tokens=32",
+    "embedding.whiten=false",
     "execution.slots=32",
 )
 WORLD = {"concepts": 16, "facts": 4, "values": 6, "told": 3, "restated": 1}
@@ -111,7 +112,7 @@ def test_what_is_recorded_is_not_made_again(study, recorded, tmp_path):
 @pytest.mark.parametrize("noise, precision", [("0", (1.0, 1.0)), ("0.5", (0.1, 0.6))])
 def test_vectors_of_the_world_find_its_pairs(study, recorded, noise, precision):
     """All of them and no others, or as many as half of the documents allow that have any concept's vector."""
-    sets = (*SMALL, f"embedding.vectors={{world}}/vectors-{noise}.parquet")
+    sets = (*SMALL, f"embedding.vectors={{world}}/vectors-{noise}.parquet", "tuning.context=256")  # none too long
     made, world = grid.experiment(study, grid.Setting("exact", sets), 5, recorded / "work")
     pipeline = Pipeline(made, str(recorded / "work"))
     pipeline.run(lambda line: None, until="pairs")
