@@ -217,9 +217,8 @@ def sweep_figure(records: Sequence[Record], kind: str, label: str) -> None:
             )
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set(xlabel=label, ylabel="gap closed, %", ylim=(-25, 105))
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
-        _save(figure, f"concepts-{kind}")
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, f"concepts-{kind}")
 
 
 def curves_figure(records: Sequence[Record]) -> None:
@@ -277,10 +276,11 @@ def filled(page: str, records: Sequence[Record]) -> str:
 
 def main() -> None:
     records = recorded(FOLDER / "concepts.jsonl")
-    PAGE.write_text(filled(PAGE.read_text(), records))
+    page = filled(PAGE.read_text(), records)
+    PAGE.write_text(page)
     curves_figure(records)
     for kind, label in SWEEPS.items():
-        if points(records, kind):
+        if f"(study/concepts-{kind}.svg)" in page:
             sweep_figure(records, kind, label)
 
 
