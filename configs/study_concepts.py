@@ -1,6 +1,6 @@
 """The study in a world whose truth is known: documents that tell facts of latent concepts (docs/study.md).
 
-`python -m sbp_jax.study.grid configs/study_concepts.py --workdir FOLDER --records docs/study/concepts.jsonl` writes the
+`sbp study configs/study_concepts.py --workdir FOLDER --records docs/study/concepts.jsonl --seeds 0,1,2,3,4` writes the
 world of each seed and runs all settings. For one run of the pipeline with its report:
 
     python -m sbp_jax.study.concepts --to data/concepts --concepts 200 --facts 8 --restated 1 --capped 3 --oracle 97
