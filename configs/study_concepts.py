@@ -36,6 +36,7 @@ FOLDER = Path(__file__).parent.parent / "data/concepts"
 WORLD = {"concepts": 200, "facts": 8, "values": 20, "told": 4, "restated": 1, "capped": 3, "oracle": 97}
 
 
+EARLY = 16.0
 SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
 MAIN = ("repetition", "repetition_early", "sbp", "random_pairs", "self_samples", "oracle")
 
@@ -48,7 +49,7 @@ def get_config() -> Experiment:
         tokenizer=Tokenizer(vocab_size=1024),
         model=Model(width=128, layers=2, heads=2, kv_heads=1, head_dim=64, ffn=384),
         # The weight decay is the best of the grid for repetition, and that of all arms.
-        training=Training(context=256, batch_rows=8, peak_lr=4e-3, weight_decay=0.8, evaluate_every=50),
+        training=Training(context=256, batch_rows=4, peak_lr=4e-3, weight_decay=0.8, evaluate_every=100),
         embedding=Embedding(whiten=True),
         neighbors=Neighbors("exact", top_k=20),
         pairs=Pairs(threshold=0.16, near_duplicate=1.0, minimum=100),
@@ -57,7 +58,7 @@ def get_config() -> Experiment:
         evaluation=Evaluation(texts=tuple(_asked(name) for name in ("facts", "recall")), rows_while_training=24),
         arms=(
             Arm("repetition"),
-            Arm("repetition_early", epochs=20.0),  # the best of the grid on all tokens; the other one is on facts
+            Arm("repetition_early", epochs=EARLY),  # the best of the grid on all tokens; the other one is on facts
             *standard_arms(0.375, "sbp", "random_pairs", "self_samples", "oracle"),
             Arm("sbp_early_base", synthetic_share=0.375, base="repetition_early"),
             *(Arm(f"sbp_{share:g}", synthetic_share=share) for share in SHARES),
@@ -79,9 +80,10 @@ COMPARED = ("sbp", "random_pairs")  # as many pairs, and as many steps of tuning
 
 
 def _documents(number: int) -> Setting:
-    """Another number of capped documents of a concept, under the same budget; repetition is not tuned anew."""
+    """Another number of capped documents of a concept, under the same budget; early repetition has as many steps."""
     world = {"capped": number, "oracle": WORLD["capped"] + WORLD["oracle"] - number}
-    return Setting(f"documents/{number}", (f"arms={','.join(GAP)}",), world=world)
+    sets = (f"arms={','.join(GAP)},random_pairs", f"arms.repetition_early.epochs={EARLY * WORLD['capped'] / number}")
+    return Setting(f"documents/{number}", sets, world=world)
 
 
 def _synthetic(name: str, *sets: str, arms: tuple[str, ...] = ("sbp",)) -> Setting:
@@ -96,16 +98,16 @@ def _pairs(name: str, threshold: float, *sets: str) -> Setting:
 
 VECTORS = "embedding.vectors={{world}}/vectors-{:g}.parquet"
 SETTINGS = (
-    *repetition_grid((0.1, 0.8, 3.2), (8, 16, 20, 24, None)),
+    *repetition_grid((0.1, 0.4, 0.8, 1.6, 3.2), (8, 12, 16, 20, None)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
     *(_documents(number) for number in (2, 6)),
     *(_pairs(f"threshold/{least}", least) for least in (0.1, 0.3)),
-    *(_pairs(f"plain/{least}", least, "embedding.whiten=false") for least in (0.6, 0.66, 0.72)),
+    _pairs("embedder/plain", 0.66, "embedding.whiten=false"),
     _pairs("embedder/self", 0.36, "embedding.model=self"),
     # Exact pairs, and pairs as wrong as one wants.
     *(_pairs(f"noise/{share:g}", 0.72, "embedding.whiten=false", VECTORS.format(share)) for share in NOISES),
-    *(_synthetic(f"epochs/{passes}", f"tuning.epochs={passes}") for passes in (0.25, 0.5, 8)),
+    *(_synthetic(f"epochs/{passes}", f"tuning.epochs={passes}") for passes in (0.5, 8)),
     Setting("base/early", (f"arms={','.join(GAP)},sbp_early_base",), ("sbp_early_base",)),
     _synthetic("base/last", "training.evaluate_every=1000"),  # which has learned the capped documents by heart
     _synthetic("filters/none", *(f"filters.{name}=1" for name in COPIES)),

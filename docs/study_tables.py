@@ -4,7 +4,8 @@
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,10 +28,46 @@ NAMES = {
     "self_samples": "self samples",
     "random_pairs": "random pairs",
     "sbp": "SBP",
+    "megadoc": "SBP, megadocs",
+    "staged": "SBP, real text last",
+    "in_context": "real pairs in one context, no synthetic text",
+    "multi_round": "SBP, second round",
     "oracle": "oracle",
 }
-TEXTS = {"test": "all tokens", "facts": "facts", "recall": "facts in new wordings"}
-COLORS = {"test": "#1b6ca8", "facts": "#c2571a", "recall": "#3c8d40"}
+COLORS = ("#1b6ca8", "#c2571a", "#3c8d40")
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page tells of a file of records.
+
+    Attributes:
+      name: of the file, and of the marks around its tables.
+      texts: the texts whose losses are told.
+      varied: those of them in tables of what is varied.
+      unit: of their losses.
+    """
+
+    name: str
+    texts: Mapping[str, str]
+    varied: tuple[str, ...]
+    unit: str
+
+    @property
+    def records(self) -> list[Record]:
+        return recorded(FOLDER / f"{self.name}.jsonl")
+
+    def runs(self, records: Sequence[Record], *settings: str) -> Runs:
+        return Runs.of(records, *settings, unit=self.unit)
+
+
+CONCEPTS = View(
+    "concepts",
+    {"test": "all tokens", "facts": "facts", "recall": "facts in new wordings"},
+    ("test", "facts"),
+    "nats_per_token",
+)
+TEXT = View("text", {"test": "documentation", "wikipedia": "Wikipedia"}, ("test", "wikipedia"), "bits_per_byte")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -41,46 +78,45 @@ def closed(found: Estimate | None) -> str:
     return "undefined" if found is None else shown(found, percent=True)
 
 
-def grid(records: Sequence[Record]) -> str:
+def grid(view: View, records: Sequence[Record]) -> str:
     """Losses of the repetition arm by weight decay and passes."""
     rows = []
     for line in records:
         kind, *point = line["setting"].split("/")
         if kind == "repetition":
-            rows.append([*point, str(line["steps"]), *(_loss(line, text) for text in TEXTS)])
-    return table(["weight decay", "passes", "steps", *TEXTS.values()], rows)
+            rows.append(
+                [*point, str(line["steps"]), *(f"{line['losses'][text][view.unit]:.3f}" for text in view.texts)]
+            )
+    rows.sort(key=lambda row: (float(row[0]), int(row[2])))
+    return table(["weight decay", "passes", "steps", *view.texts.values()], rows)
 
 
-def _loss(line: Record, text: str) -> str:
-    return f"{line['losses'][text]['nats_per_token']:.3f}"
-
-
-def arms(records: Sequence[Record]) -> str:
+def arms(view: View, records: Sequence[Record]) -> str:
     """Mean losses of the arms, and the gap that each closes on each text."""
-    runs, rows = Runs.of(records, "main"), []
+    runs, rows = view.runs(records, "main"), []
     for arm in (arm for arm in NAMES if arm in runs.arms):
         row = [NAMES[arm], str(len(runs.arms[arm]))]
-        for text in TEXTS:
+        for text in view.texts:
             row += [shown(runs.losses(text, arm)[0].estimate), "" if _is_end(arm) else closed(runs.gap(text, arm))]
         rows.append(row)
-    return table(["arm", "seeds", *(cell for name in TEXTS.values() for cell in (name, "gap closed"))], rows)
+    return table(["arm", "seeds", *(cell for name in view.texts.values() for cell in (name, "gap closed"))], rows)
 
 
 def _is_end(arm: str) -> bool:
     return arm.startswith("repetition") or arm == ORACLE_ARM
 
 
-def differences(records: Sequence[Record]) -> str:
+def differences(view: View, records: Sequence[Record]) -> str:
     """SBP minus every other arm, of the same seeds."""
-    runs = Runs.of(records, "main")
+    runs = view.runs(records, "main")
     others = [arm for arm in NAMES if arm in runs.arms and arm != "sbp"]
-    rows = [[NAMES[arm], *(shown(runs.difference(text, "sbp", arm).estimate) for text in TEXTS)] for arm in others]
-    return table(["SBP minus", *TEXTS.values()], rows)
+    rows = [[NAMES[arm], *(shown(runs.difference(text, "sbp", arm).estimate) for text in view.texts)] for arm in others]
+    return table(["SBP minus", *view.texts.values()], rows)
 
 
-def truth(records: Sequence[Record]) -> str:
+def truth(view: View, records: Sequence[Record]) -> str:
     """What pairs and synthetic documents are."""
-    runs, rows = Runs.of(records, "main"), []
+    runs, rows = view.runs(records, "main"), []
     for arm in ("sbp", "random_pairs", "self_samples"):
         told = [line["synthetic"] for line in runs.arms.get(arm, {}).values()]
         if not told:
@@ -113,9 +149,9 @@ HEADS = {
 }
 
 
-def costs(records: Sequence[Record]) -> str:
+def costs(view: View, records: Sequence[Record]) -> str:
     """Nats of a held-out document behind a related one, an unrelated one, and nothing."""
-    runs, rows = Runs.of(records, "main"), []
+    runs, rows = view.runs(records, "main"), []
     for arm in ("sbp", "random_pairs"):
         told = [line["synthetic"]["costs"] for line in runs.arms.get(arm, {}).values()]
         if told:
@@ -124,62 +160,65 @@ def costs(records: Sequence[Record]) -> str:
     return table(["synthesizer", *head], rows)
 
 
-def sweep(records: Sequence[Record], kind: str, label: str) -> str:
+def sweep(view: View, records: Sequence[Record], kind: str, label: str) -> str:
     """Losses and gaps at each value of what is varied, and what is true of the pairs and of the synthetic text."""
-    rows = [[value, *_varied(runs, arm)] for value, runs, arm in points(records, kind) if arm != "random_pairs"]
-    return table([label, *VARIED], rows)
+    made = points(view, records, kind)
+    rows = [[value, *_varied(view, runs, arm)] for value, runs, arm in made if arm != "random_pairs"]
+    return table([label, *_heads(view)], rows)
 
 
-def _varied(runs: Runs, arm: str) -> list[str]:
+def _varied(view: View, runs: Runs, arm: str) -> list[str]:
     """What is true of the text; losses, gaps, and differences from random pairs where those were varied too."""
     told = [line["synthetic"] for line in runs.arms[arm].values()]
     row = [str(len(told))]
-    for part, name in (("pairs", "pairs"), ("pairs", "precision"), ("synthetic", "true")):
+    for part, name in (("pairs", "pairs"), ("pairs", "precision"), ("synthetic", "true")) if view is CONCEPTS else ():
         row.append(_number([line[part][name] for line in told], name != "pairs"))
     settings = {line["setting"] for name in (arm, "random_pairs") for line in runs.arms.get(name, {}).values()}
-    for text in TEXTS:
+    for text in view.varied:
         row += [f"{runs.losses(text, arm)[0].value:.3f}", closed(runs.gap(text, arm))]
         alike = len(settings) == 1 and "random_pairs" in runs.arms
         row.append(shown(runs.difference(text, arm, "random_pairs").estimate) if alike else "")
     return row
 
 
-VARIED = ("seeds", "pairs", "of one concept", "true, of stated facts")
-VARIED += tuple(cell for name in TEXTS.values() for cell in (name, "gap closed", "minus random pairs"))
+def _heads(view: View) -> list[str]:
+    heads = ["seeds", *(("pairs", "of one concept", "true, of stated facts") if view is CONCEPTS else ())]
+    return heads + [cell for text in view.varied for cell in (view.texts[text], "gap closed", "minus random pairs")]
 
 
-def points(records: Sequence[Record], kind: str) -> list[tuple[str, Runs, str]]:
+def points(view: View, records: Sequence[Record], kind: str) -> list[tuple[str, Runs, str]]:
     """The values of a sweep with the runs to compare, and each arm that has it; the value of "main" among them."""
     found: dict[str, tuple[Runs, list[str]]] = {}
     if kind == "share":
-        runs = Runs.of(records, "share", "main")
+        runs = view.runs(records, "share", "main")
         found = {arm.partition("_")[2]: (runs, [arm]) for arm in runs.arms if arm.startswith("sbp_")}
     else:
         for name in {line["setting"] for line in records if line["setting"].startswith(f"{kind}/")}:
             own = {line["arm"] for line in records if line["setting"] == name}
-            found[name.partition("/")[2]] = (Runs.of(records, name, "main"), [arm for arm in COMPARED if arm in own])
+            found[name.partition("/")[2]] = (view.runs(records, name, "main"), [arm for arm in COMPARED if arm in own])
     if found and kind in MAIN:
         both = any(len(arms) > 1 for _, arms in found.values())
-        found[MAIN[kind]] = (Runs.of(records, "main"), list(COMPARED) if both else ["sbp"])
+        found[MAIN[kind]] = (view.runs(records, "main"), list(COMPARED) if both else ["sbp"])
     return [(value, found[value][0], arm) for value in sorted(found, key=float) for arm in found[value][1]]
 
 
-def variants(records: Sequence[Record]) -> str:
+def variants(view: View, records: Sequence[Record]) -> str:
     """Other bases and filters, beside SBP as it is."""
     rows = []
     for setting, name in VARIANTS.items():
-        runs = Runs.of(records, setting, "main")
+        runs = view.runs(records, setting, "main")
         own = [line for line in records if line["setting"] == setting and line["arm"].startswith("sbp")]
         if not own:
             continue
         arm = own[0]["arm"]
-        rows.append([name, *_varied(runs, arm)])
-    return table(["", *VARIED], rows)
+        rows.append([name, *_varied(view, runs, arm)])
+    return table(["", *_heads(view)], rows)
 
 
 VARIANTS = {
     "main": "as above",
-    "embedder/self": "embedder: the base itself",
+    "embedder/plain": "MiniLM's vectors as they are, not whitened",
+    "embedder/self": "the base model's own vectors, whitened",
     "base/early": "base: repetition that stops early",
     "base/last": "base: the end of repetition, which knows the capped documents by heart",
     "filters/none": "no filter against copies",
@@ -188,11 +227,11 @@ COMPARED = ("sbp", "random_pairs")
 MAIN = {"share": "0.375", "documents": "3", "threshold": "0.16", "epochs": "2", "temperature": "1"}
 
 
-def sweep_figure(records: Sequence[Record], kind: str, label: str) -> None:
+def sweep_figure(view: View, records: Sequence[Record], kind: str, label: str) -> None:
     """The gap closed by value, that of random pairs dashed."""
-    made = points(records, kind)
+    made = points(view, records, kind)
     figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
-    for text, name in TEXTS.items():
+    for (text, name), color in zip(view.texts.items(), COLORS, strict=False):
         for random in (False, True):
             own = [(value, runs, arm) for value, runs, arm in made if (arm == "random_pairs") == random]
             known = [(float(value), gap) for value, runs, arm in own if (gap := runs.gap(text, arm)) is not None]
@@ -211,18 +250,18 @@ def sweep_figure(records: Sequence[Record], kind: str, label: str) -> None:
                 100 * middle,
                 100 * np.array([middle - low, high - middle]),
                 label=label_of,
-                color=COLORS[text],
+                color=color,
                 capsize=3,
                 **style,
             )
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.set(xlabel=label, ylabel="gap closed, %", ylim=(-25, 105))
     axes.legend(frameon=False, fontsize=8)
-    _save(figure, f"concepts-{kind}")
+    _save(figure, f"{view.name}-{kind}")
 
 
 def curves_figure(records: Sequence[Record]) -> None:
-    """Validation losses on the way, means over seeds, of all tokens and of facts."""
+    """Validation losses on the way in the world of concepts, means over seeds, of all tokens and of facts."""
     runs = Runs.of(records, "main")
     figure, both = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
     for axes, (key, title) in zip(both, (("validation", "all tokens"), ("validation/facts", "facts")), strict=True):
@@ -248,13 +287,12 @@ SWEEPS = {
     "share": "share of synthetic tokens",
     "documents": "capped documents of a concept",
     "threshold": "threshold of pairs",
-    "plain": "threshold of pairs, vectors as they are",
     "noise": "documents with the vector of any concept",
     "epochs": "passes over the pairs in tuning",
     "temperature": "temperature",
 }
-Part = Callable[[Sequence[Record]], str]
-PARTS_OF_PAGE: dict[str, Part] = {
+Part = Callable[[View, Sequence[Record]], str]
+PARTS: dict[str, Part] = {
     "grid": grid,
     "arms": arms,
     "differences": differences,
@@ -265,23 +303,24 @@ PARTS_OF_PAGE: dict[str, Part] = {
 }
 
 
-def filled(page: str, records: Sequence[Record]) -> str:
+def filled(page: str) -> str:
     """The page with every table between its two marks made anew."""
+    views = {view.name: (view, view.records) for view in (CONCEPTS, TEXT)}
 
     def part(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{PARTS_OF_PAGE[found[2]](records)}\n{found[3]}"
+        return f"{found[1]}\n{PARTS[found[3]](*views[found[2]])}\n{found[4]}"
 
-    return re.sub(r"(<!-- concepts: (\w+) -->)\n.*?(<!-- end -->)", part, page, flags=re.DOTALL)
+    return re.sub(r"(<!-- (\w+): (\w+) -->)\n.*?(<!-- end -->)", part, page, flags=re.DOTALL)
 
 
 def main() -> None:
-    records = recorded(FOLDER / "concepts.jsonl")
-    page = filled(PAGE.read_text(), records)
+    page = filled(PAGE.read_text())
     PAGE.write_text(page)
-    curves_figure(records)
-    for kind, label in SWEEPS.items():
-        if f"(study/concepts-{kind}.svg)" in page:
-            sweep_figure(records, kind, label)
+    curves_figure(CONCEPTS.records)
+    for view in (CONCEPTS, TEXT):
+        for kind, label in SWEEPS.items():
+            if f"(study/{view.name}-{kind}.svg)" in page:
+                sweep_figure(view, view.records, kind, label)
 
 
 if __name__ == "__main__":

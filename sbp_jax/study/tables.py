@@ -15,12 +15,13 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Runs:
-    """The records of one setting: each arm's by seed."""
+    """The records of one setting: each arm's by seed. Losses are told in `unit`."""
 
     arms: Mapping[str, Mapping[int, Record]]
+    unit: str = "nats_per_token"
 
     @classmethod
-    def of(cls, records: Sequence[Record], *settings: str) -> "Runs":
+    def of(cls, records: Sequence[Record], *settings: str, unit: str = "nats_per_token") -> "Runs":
         """Those of a setting; an arm that it does not record is that of the first later one that has it."""
         arms: dict[str, dict[int, Record]] = {}
         for setting in settings:
@@ -29,12 +30,12 @@ class Runs:
                 if line["setting"] == setting:
                     found.setdefault(line["arm"], {})[line["seed"]] = line
             arms = found | arms
-        return cls(arms)
+        return cls(arms, unit)
 
     def losses(self, text: str, *arms: str) -> list[Draws]:
         """Mean losses of arms over the seeds that all of them have, resampled together."""
         seeds = sorted(set.intersection(*(set(self.arms[arm]) for arm in arms)))
-        return [mean([self.arms[arm][seed]["losses"][text]["nats_per_token"] for seed in seeds]) for arm in arms]
+        return [mean([self.arms[arm][seed]["losses"][text][self.unit] for seed in seeds]) for arm in arms]
 
     def difference(self, text: str, arm: str, other: str) -> Draws:
         ours, theirs = self.losses(text, arm, other)
