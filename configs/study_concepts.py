@@ -52,7 +52,7 @@ def get_config() -> Experiment:
         training=Training(context=256, batch_rows=4, peak_lr=4e-3, weight_decay=0.8, evaluate_every=100),
         embedding=Embedding(whiten=True),
         neighbors=Neighbors("exact", top_k=20),
-        pairs=Pairs(threshold=0.16, near_duplicate=1.0, minimum=100),
+        pairs=Pairs(threshold=0.24, near_duplicate=1.0, minimum=100),
         tuning=Tuning(context=256, batch_rows=8, peak_lr=1e-3, epochs=2.0, evaluate_every=10),
         synthesis=Synthesis(max_new_tokens=160, oversample=1.6),
         evaluation=Evaluation(texts=tuple(_asked(name) for name in ("facts", "recall")), rows_while_training=24),
@@ -102,7 +102,7 @@ SETTINGS = (
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
     *(_documents(number) for number in (2, 6)),
-    *(_pairs(f"threshold/{least}", least) for least in (0.1, 0.3)),
+    *(_pairs(f"threshold/{least}", least) for least in (0.16, 0.35)),
     _pairs("embedder/plain", 0.66, "embedding.whiten=false"),
     _pairs("embedder/self", 0.36, "embedding.model=self"),
     # Exact pairs, and pairs as wrong as one wants.

@@ -31,11 +31,13 @@ from sbp_jax.experiments import shrink
 from sbp_jax.study.grid import Setting, repetition_grid
 
 DATA = Path(__file__).parent.parent / "data"
-# Documents are parts of files, and packages of families such as libghc-...: what belongs together is drawn together.
-FAMILY = "^debpkg/[^-]+(-[^-]+)?|^[^#]+"
+# Documents are packages of families such as libghc-..., and parts of files, of which up to ten in a row are one family:
+# what belongs together is drawn together, and no single file is half of the capped set.
+FAMILY = r"^debpkg/[^-]+(-[^-]+)?|^[^#]+#\d*(?=\d$)"
 SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
 CONTROLS = ("random_pairs", "self_samples", "megadoc", "staged", "in_context", "multi_round")
 MAIN = ("repetition", "repetition_early", "sbp", "oracle", *CONTROLS)
+FLOPS = ("repetition_flops", "oracle_flops")
 
 
 def get_config() -> Experiment:
@@ -47,7 +49,7 @@ def get_config() -> Experiment:
             source_pattern=FAMILY,
             tokens=26_000_000,
         ),
-        splits=Splits(validation=0.003, test=0.01, oracle=0.1, capped=0.005, by="source"),
+        splits=Splits(validation=0.003, test=0.01, oracle=0.08, capped=0.004, by="source"),
         tokenizer=Tokenizer(vocab_size=2048),
         model=Model(width=128, layers=4, heads=2, kv_heads=1, head_dim=64, ffn=384),
         training=Training(context=256, batch_rows=8, peak_lr=4e-3, evaluate_every=100),
@@ -61,6 +63,8 @@ def get_config() -> Experiment:
             Arm("repetition"),
             Arm("repetition_early", epochs=10.0),
             *standard_arms(0.375, "sbp", "oracle", *CONTROLS),
+            Arm("repetition_flops", flops_of="sbp"),  # equal operations instead of equal tokens
+            Arm("oracle_flops", real="oracle", flops_of="sbp"),
             *(Arm(f"sbp_{share:g}", synthetic_share=share) for share in SHARES),
         ),
     )
@@ -73,5 +77,6 @@ def tiny() -> Experiment:
 SETTINGS = (
     *repetition_grid((0.1, 0.8, 3.2), (5, 10, None)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
+    Setting("flops", (f"arms=repetition,sbp,{','.join(FLOPS)}",), FLOPS),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
 )

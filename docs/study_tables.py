@@ -160,6 +160,50 @@ def costs(view: View, records: Sequence[Record]) -> str:
     return table(["synthesizer", *head], rows)
 
 
+def quality(view: View, records: Sequence[Record]) -> str:
+    """The measures of synthetic documents as they were generated, beside real ones; means over seeds."""
+    runs, rows = view.runs(records, "main"), []
+    made = [("real documents", "sbp", "real"), *((NAMES[arm], arm, "generated") for arm in WRITERS)]
+    for name, arm, group in made:
+        told = [line["synthetic"]["quality"] for line in runs.arms.get(arm, {}).values()]
+        chosen = [row for table in told for row in table if row["group"] == group]
+        if chosen:
+            rows.append([name, *(_measure([row[measure] for row in chosen], measure) for measure in MEASURES)])
+    return table(["text of", *MEASURES.values()], rows)
+
+
+def _measure(values: Sequence[float | None], measure: str) -> str:
+    known = [value for value in values if value is not None]
+    return _number(known, measure not in ("words", "seed_run")) if known else ""
+
+
+WRITERS = ("sbp", "random_pairs", "self_samples", "multi_round")
+MEASURES = {
+    "repetition_rate": "repetition",
+    "duplicates": "Duplicate@N",
+    "unrelated": "pair irrelevance",
+    "pair_copying": "pair copying",
+    "corpus_copying": "corpus copying",
+    "novel_1": "words of its own",
+    "words": "words",
+}
+
+
+def operations(view: View, records: Sequence[Record]) -> str:
+    """Tokens and operations of each arm, and the losses of repetition and oracle at the operations of SBP."""
+    runs = view.runs(records, "main", "flops")
+    names, rows = {**NAMES, **{f"{arm}_flops": f"{NAMES[arm]}, at the operations of SBP" for arm in ENDS}}, []
+    for arm in (arm for arm in names if arm in runs.arms):
+        lines = runs.arms[arm].values()
+        own = [str(len(lines)), f"{np.mean([line['tokens'] for line in lines]) / 1e6:.2f}"]
+        own.append(f"{np.mean([line['flops'] for line in lines]) / 1e12:.1f}")
+        rows.append([names[arm], *own, *(shown(runs.losses(text, arm)[0].estimate) for text in view.texts)])
+    return table(["arm", "seeds", "tokens, millions", "operations, 10^12", *view.texts.values()], rows)
+
+
+ENDS = ("repetition", "oracle")
+
+
 def sweep(view: View, records: Sequence[Record], kind: str, label: str) -> str:
     """Losses and gaps at each value of what is varied, and what is true of the pairs and of the synthetic text."""
     made = points(view, records, kind)
@@ -224,7 +268,7 @@ VARIANTS = {
     "filters/none": "no filter against copies",
 }
 COMPARED = ("sbp", "random_pairs")
-MAIN = {"share": "0.375", "documents": "3", "threshold": "0.16", "epochs": "2", "temperature": "1"}
+MAIN = {"share": "0.375", "documents": "3", "threshold": "0.24", "epochs": "2", "temperature": "1"}
 
 
 def sweep_figure(view: View, records: Sequence[Record], kind: str, label: str) -> None:
@@ -298,6 +342,8 @@ PARTS: dict[str, Part] = {
     "differences": differences,
     "truth": truth,
     "costs": costs,
+    "quality": quality,
+    "operations": operations,
     "variants": variants,
     **{kind: partial(sweep, kind=kind, label=label) for kind, label in SWEEPS.items()},
 }

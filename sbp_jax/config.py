@@ -143,7 +143,7 @@ class Embedding:
     )  # the user's own instead of a model's: Parquet with id and embedding, or .npy with a row for each document
     max_tokens: int = 256  # a longer document is embedded by its beginning
     dimensions: int | None = None  # first dimensions of a vector that are kept (Matryoshka); None: all
-    whiten: bool = False  # take out what all vectors of a model share; for self, whose vectors are all alike
+    whiten: bool = False  # take out what all vectors of a model share: for self, and where that is form, not meaning
     instruction: str = ""  # put before each document, for models that were trained with one
     dtype: str = "float32"  # of activations and matrix products: float32 or bfloat16
 

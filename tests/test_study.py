@@ -116,7 +116,7 @@ def test_vectors_of_the_world_find_its_pairs(study, recorded, noise, precision):
     made, world = grid.experiment(study, grid.Setting("exact", sets), 5, recorded / "work")
     pipeline = Pipeline(made, str(recorded / "work"))
     pipeline.run(lambda line: None, until="pairs")
-    found = truth.pairs(world, *map(pipeline.artifact, ("documents", "splits", "pairs")))
+    found = truth.pairs(*map(pipeline.artifact, ("documents", "splits", "pairs")))
     assert precision[0] <= found["precision"] <= precision[1]
     assert found["recall"] == 1 if noise == "0" else 0.1 < found["recall"] < 0.5
 
@@ -171,7 +171,7 @@ def test_planted_pairs_and_lies_are_counted(tmp_path):
     splits = _artifact(tmp_path / "s", ordinal=[0, 1, 2, 3], split=["capped"] * 3 + ["unused"])
     accepted = ["accepted", "accepted", "copy"]
     found = _artifact(tmp_path / "p", d1=[0, 0, 1], d2=[1, 2, 0], verdict=accepted)
-    assert truth.pairs(world, documents, splits, found) == {"pairs": 2, "precision": 0.5, "recall": 0.5}
+    assert truth.pairs(documents, splits, found) == {"pairs": 2, "precision": 0.5, "recall": 0.5}
 
     lie = capped[0].facts[0]
     wrong = next(value for value in world.values[lie.attribute] if value != lie.value)

@@ -26,7 +26,7 @@ from sbp_jax.progress import Counter, progress
 from sbp_jax.text import tokenizer as text_tokenizer
 from sbp_jax.training import export
 
-VERSION = 2
+VERSION = 3
 DOCUMENTS_PER_SHARD = 4096  # of the corpus, capped or not: what is done again after a run was killed
 WHITENING_SAMPLE = 4096  # documents
 SHARDS = 2048  # past so many, shards have more documents instead

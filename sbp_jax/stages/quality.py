@@ -20,7 +20,7 @@ from sbp_jax.quality.samples import CAPPED, REAL, real
 from sbp_jax.text import contamination
 from sbp_jax.text.tokenizer import load
 
-VERSION = 2
+VERSION = 3
 
 
 def run(

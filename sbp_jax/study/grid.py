@@ -149,23 +149,20 @@ def records(pipeline: Pipeline, world: World | None, arm: Arm, seed: int) -> dic
 def _synthetic(pipeline: Pipeline, world: World | None, origin: Source) -> dict[str, Any]:
     """What is known of a source of synthetic text."""
     (kind, start), ending = origin, suffix(*origin)
+    documents, splits = _artifact(pipeline, "documents"), _artifact(pipeline, "splits")
     found: dict[str, Any] = {}
     for name in ("synthesized", "synthetic"):
-        found[name] = {"documents": _artifact(pipeline, name + ending).rows}
+        made = _artifact(pipeline, name + ending)
+        found[name] = truth.synthetic(world, documents, splits, made) if world else {"documents": made.rows}
     if kind != "none":
         synthesizer = _artifact(pipeline, f"synthesizer{ending}")
         found["synthesizer"] = {name: synthesizer.stats[name] for name in ("steps", "best_step", "best_validation")}
-    if world is not None:
-        documents, splits = _artifact(pipeline, "documents"), _artifact(pipeline, "splits")
-        for name in ("synthesized", "synthetic"):
-            found[name] = truth.synthetic(world, documents, splits, _artifact(pipeline, name + ending))
-        if kind != "none":
-            found["pairs"] = truth.pairs(world, documents, splits, _artifact(pipeline, f"pairs{SUFFIX[kind]}"))
+        found["pairs"] = truth.pairs(documents, splits, _artifact(pipeline, f"pairs{SUFFIX[kind]}"))
+        if world is not None:
             base = _artifact(pipeline, f"train-{start or BASE_ARM}-{pipeline.experiment.seeds[0]}")
-            tokenizer = _artifact(pipeline, "tokenizer")
-            known = (world, documents, splits, tokenizer, base, synthesizer)
+            known = (world, documents, splits, _artifact(pipeline, "tokenizer"), base, synthesizer)
             found["costs"] = conditional.costs(pipeline.experiment, *known)
-    else:
+    if world is None:
         found["quality"] = json.loads(_artifact(pipeline, f"quality{ending}").file(QUALITY).read_text())["rows"]
     return found
 

@@ -1,5 +1,6 @@
-"""What pairs and synthetic documents are worth in a world whose truth is known: no judge is needed."""
+"""What pairs and synthetic documents are worth where the truth is known: no judge is needed."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,20 +8,19 @@ from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.study.world import Fact, World
 
 
-def pairs(world: World, documents: Artifact, splits: Artifact, found: Artifact) -> dict[str, float]:
-    """How many of the accepted pairs have one concept, and how many of all capped pairs of one concept they are.
+def pairs(documents: Artifact, splits: Artifact, found: Artifact) -> dict[str, float]:
+    """How many of the accepted pairs have one source, and how many of all capped pairs of one source they are.
+
+    In a world of concepts the source of a document is the name of its concept.
 
     Returns:
       pairs: accepted ones; precision; recall, over ordered pairs.
     """
-    concept = _concepts(world, documents, splits)
-    sizes: dict[int, int] = {}
-    for one in concept.values():
-        sizes[one] = sizes.get(one, 0) + 1
+    source = _sources(documents, splits)
+    possible = sum(size * (size - 1) for size in Counter(source.values()).values())
     accepted = [(row["d1"], row["d2"]) for row in _rows(found, ["d1", "d2", "verdict"]) if row["verdict"] == "accepted"]
-    same = sum(concept[first] == concept[second] for first, second in accepted)
-    possible = sum(size * (size - 1) for size in sizes.values())
-    return {"pairs": len(accepted), "precision": same / max(len(accepted), 1), "recall": same / possible}
+    same = sum(source[first] == source[second] for first, second in accepted)
+    return {"pairs": len(accepted), "precision": same / max(len(accepted), 1), "recall": same / max(possible, 1)}
 
 
 def synthetic(world: World, documents: Artifact, splits: Artifact, made: Artifact) -> dict[str, float]:
@@ -68,9 +68,15 @@ def _wording(fact: Fact) -> tuple[Any, ...]:
 def _concepts(world: World, documents: Artifact, splits: Artifact) -> dict[int, int]:
     """The concept of each capped document, by ordinal; its source is the concept's name."""
     number = {name: place for place, name in enumerate(world.names)}
+    return {ordinal: number[source] for ordinal, source in _sources(documents, splits).items()}
+
+
+def _sources(documents: Artifact, splits: Artifact) -> dict[int, str]:
+    """The source of each capped document, by ordinal."""
     capped = {row["ordinal"] for row in _rows(splits, ["ordinal", "split"]) if row["split"] == "capped"}
-    rows = _rows(documents, ["ordinal", "source"])
-    return {row["ordinal"]: number[row["source"]] for row in rows if row["ordinal"] in capped}
+    return {
+        row["ordinal"]: row["source"] for row in _rows(documents, ["ordinal", "source"]) if row["ordinal"] in capped
+    }
 
 
 def _rows(artifact: Artifact, columns: list[str]) -> Iterator[dict[str, Any]]:
