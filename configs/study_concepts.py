@@ -99,6 +99,7 @@ def _pairs(name: str, threshold: float, *sets: str) -> Setting:
 VECTORS = "embedding.vectors={{world}}/vectors-{:g}.parquet"
 SETTINGS = (
     *repetition_grid((0.1, 0.4, 0.8, 1.6, 3.2), (8, 12, 16, 20, None)),
+    *repetition_grid((0.8,), (16, None), (0.1, 0.2)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
     *(_documents(number) for number in (2, 6)),

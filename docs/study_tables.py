@@ -79,7 +79,7 @@ def closed(found: Estimate | None) -> str:
 
 
 def grid(view: View, records: Sequence[Record]) -> str:
-    """Losses of the repetition arm by weight decay and passes."""
+    """Losses of the repetition arm by weight decay, passes and dropout."""
     rows = []
     for line in records:
         kind, *point = line["setting"].split("/")
@@ -87,8 +87,8 @@ def grid(view: View, records: Sequence[Record]) -> str:
             rows.append(
                 [*point, str(line["steps"]), *(f"{line['losses'][text][view.unit]:.3f}" for text in view.texts)]
             )
-    rows.sort(key=lambda row: (float(row[0]), int(row[2])))
-    return table(["weight decay", "passes", "steps", *view.texts.values()], rows)
+    rows.sort(key=lambda row: (float(row[0]), float(row[2]), int(row[3])))
+    return table(["weight decay", "passes", "dropout", "steps", *view.texts.values()], rows)
 
 
 def arms(view: View, records: Sequence[Record]) -> str:

@@ -8,14 +8,15 @@ from sbp_jax.model.parameters import count
 from sbp_jax.pipeline import Pipeline
 from sbp_jax.text.documents import source_files
 
+KNOWN = "corpus.tokens"
 BYTES_PER_TOKEN = 4.0  # of English text; only for estimates before anything is tokenized
 
 
 def derive(pipeline: Pipeline) -> dict[str, Any]:
     """The derived numbers, and under "tokens from" where the token counts they rest on come from.
 
-    That is the corpus's known size (`corpus.tokens`) where it is given, the packed rows where they are made already,
-    and otherwise the size of the files.
+    That is the corpus's known size (`corpus.tokens`) where it is given and splits are drawn, the packed rows where they
+    are made already, and otherwise the size of the files.
 
     Raises:
       SbpError: the corpus is neither known nor there to be measured.
@@ -67,15 +68,18 @@ def _unique_tokens(pipeline: Pipeline) -> tuple[int, int, str]:
     experiment = pipeline.experiment
     splits, corpus = experiment.splits, experiment.corpus
     training = (1 - splits.validation - splits.test) * corpus.sample
-    if corpus.tokens is not None:
-        tokens, source = corpus.tokens * training, "corpus.tokens"
-        return round(tokens * splits.capped), round(tokens * splits.oracle), source
+    drawn = "" if corpus.split_field is None else f", as if splits were drawn, though {corpus.split_field} decides"
+    if corpus.tokens is not None and not drawn:
+        return round(corpus.tokens * training * splits.capped), round(corpus.tokens * training * splits.oracle), KNOWN
     capped, oracle = pipeline.artifact("rows-capped"), pipeline.artifact("rows-oracle")
     if capped is not None and oracle is not None:
         return capped.stats["targets"], oracle.stats["targets"], "the packed rows"
-    size = 0.0
-    for file in source_files(corpus.paths):
-        unpacking = 3.0 if file.suffix in (".gz", ".zst", ".parquet") else 1.0
-        size += file.stat().length * unpacking
-    tokens = size / BYTES_PER_TOKEN * training
-    return round(tokens * splits.capped), round(tokens * splits.oracle), "the size of the files, roughly"
+    if corpus.tokens is not None:
+        tokens, origin = corpus.tokens * training, KNOWN
+    else:
+        size = 0.0
+        for file in source_files(corpus.paths):
+            unpacking = 3.0 if file.suffix in (".gz", ".zst", ".parquet") else 1.0
+            size += file.stat().length * unpacking
+        tokens, origin = size / BYTES_PER_TOKEN * training, "the size of the files, roughly"
+    return round(tokens * splits.capped), round(tokens * splits.oracle), origin + drawn

@@ -11,6 +11,7 @@ from etils import epath
 
 from sbp_jax.artifacts import Recipe, parquet
 from sbp_jax.artifacts.artifact import Output
+from sbp_jax.derived import derive
 from sbp_jax.errors import SbpError
 from sbp_jax.experiments import load_module
 from sbp_jax.model import huggingface
@@ -18,7 +19,7 @@ from sbp_jax.model.parameters import bind
 from sbp_jax.parallel.mesh import build_mesh
 from sbp_jax.pipeline import Pipeline
 from sbp_jax.study import conditional, grid, truth
-from sbp_jax.study.tables import Runs
+from sbp_jax.study.tables import Runs, shown
 from sbp_jax.study.world import Rules, World
 from sbp_jax.text.tokenizer import load as load_tokenizer
 from sbp_jax.training.export import BEST
@@ -85,6 +86,17 @@ def test_records_are_what_the_artifacts_say(study, recorded):
         assert min(point["validation"] for point in line["curve"]) == line["best_validation"]
         kept = parquet.read(pipeline.artifact("synthetic"))
         assert line["synthetic"]["synthetic"]["documents"] == kept.num_rows
+
+
+def test_what_a_config_says_of_a_corpus_with_splits_of_its_own(study, recorded, tmp_path):
+    """Roughly, and saying so, while nothing is packed; then what the rows hold."""
+    made, _ = grid.experiment(study, study.settings[0], 5, recorded / "work")
+    before = derive(Pipeline(made, str(tmp_path)))
+    assert before["tokens from"] == "corpus.tokens, as if splits were drawn, though split decides"
+    told = derive(Pipeline(made, str(recorded / "work")))
+    stream = grid.recorded(recorded / "records.jsonl")[0]["streams"]["real"]
+    assert told["tokens from"] == "the packed rows"
+    assert math.isclose(told["real epochs"]["sbp"], stream["epochs"], rel_tol=0.1)
 
 
 def test_what_is_recorded_is_not_made_again(study, recorded, tmp_path):
@@ -220,6 +232,8 @@ def test_gaps_are_from_the_better_repetition_of_each_text():
     values = [1.5, 1.8, 1.4]  # Student's t with two degrees of freedom
     half = 4.303 * np.std(values, ddof=1) / math.sqrt(3)
     assert math.isclose(ours.value, np.mean(values)) and abs(ours.high - ours.value - half) < 0.1 * half
+    one = Runs.of([line for line in records if line["seed"] == 1], "main").gap("facts", "sbp")
+    assert math.isclose(one.value, 0.5) and one.low is None and shown(one, percent=True) == "50%"
     worse = [{**line, "losses": {"test": _nats(2.5)}} for line in records if line["arm"] == "oracle"]
     assert Runs.of([line for line in records if line["arm"] != "oracle"] + worse, "main").gap("test", "sbp") is None
 

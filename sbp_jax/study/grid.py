@@ -46,16 +46,23 @@ class Setting:
     world: Mapping[str, Any] = field(default_factory=dict)
 
 
-def repetition_grid(weight_decays: Sequence[float], epochs: Sequence[float | None]) -> tuple[Setting, ...]:
-    """The grid from which the repetition arm is chosen, by weight decay and passes; None: the common budget."""
+def repetition_grid(
+    weight_decays: Sequence[float], epochs: Sequence[float | None], dropouts: Sequence[float] = (0.0,)
+) -> tuple[Setting, ...]:
+    """The grid from which the repetition arm is chosen: weight decay, passes (None: the common budget), dropout."""
     return tuple(
         Setting(
-            f"repetition/{decay:g}/{'all' if passes is None else f'{passes:g}'}",
-            (f"arms.repetition.weight_decay={decay}", f"arms.repetition.epochs={passes}"),
+            f"repetition/{decay:g}/{'all' if passes is None else f'{passes:g}'}/{dropout:g}",
+            (
+                f"arms.repetition.weight_decay={decay}",
+                f"arms.repetition.epochs={passes}",
+                f"training.dropout={dropout}",
+            ),
             ("repetition",),
         )
         for decay in weight_decays
         for passes in epochs
+        for dropout in dropouts
     )
 
 

@@ -47,11 +47,18 @@ class Runs:
         return min(arms, key=lambda arm: self.losses(text, arm)[0].value)
 
     def gap(self, text: str, arm: str) -> Estimate | None:
-        """The gap closed between the best repetition arm and the oracle; None where it is undefined."""
+        """The gap closed between the best repetition arm and the oracle, of one seed without an interval.
+
+        Returns:
+          None where it is undefined: where the interval of what the oracle gains, or of one seed its gain, holds zero.
+        """
         if ORACLE_ARM not in self.arms:
             return None
         base, ours, oracle = self.losses(text, self.base(text), arm, ORACLE_ARM)
-        return gap_closed(base - ours, base - oracle).closed
+        gain, whole = base - ours, base - oracle
+        if whole.draws is None:
+            return Estimate(gain.value / whole.value, None, None) if whole.value > 0 else None
+        return gap_closed(gain, whole).closed
 
 
 def mean(values: Sequence[float]) -> Draws:
