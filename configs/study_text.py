@@ -52,7 +52,7 @@ def get_config() -> Experiment:
         splits=Splits(validation=0.003, test=0.01, oracle=0.08, capped=0.004, by="source"),
         tokenizer=Tokenizer(vocab_size=2048),
         model=Model(width=128, layers=4, heads=2, kv_heads=1, head_dim=64, ffn=384),
-        training=Training(context=256, batch_rows=8, peak_lr=4e-3, evaluate_every=100),
+        training=Training(context=256, batch_rows=4, peak_lr=4e-3, evaluate_every=200),
         neighbors=Neighbors("exact", top_k=20),
         pairs=Pairs(threshold=0.6, minimum=100),
         tuning=Tuning(context=512, batch_rows=4, peak_lr=1e-3, epochs=2.0, evaluate_every=10),
@@ -76,6 +76,7 @@ def tiny() -> Experiment:
 
 SETTINGS = (
     *repetition_grid((0.1, 0.8, 3.2), (5, 10, None)),
+    *repetition_grid((0.8,), (10, None), (0.1,)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("flops", (f"arms=repetition,sbp,{','.join(FLOPS)}",), FLOPS),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),

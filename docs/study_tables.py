@@ -205,29 +205,41 @@ ENDS = ("repetition", "oracle")
 
 
 def sweep(view: View, records: Sequence[Record], kind: str, label: str) -> str:
-    """Losses and gaps at each value of what is varied, and what is true of the pairs and of the synthetic text."""
+    """Losses at each value of what is varied, and what is true of the pairs and of the synthetic text."""
     made = points(view, records, kind)
-    rows = [[value, *_varied(view, runs, arm)] for value, runs, arm in made if arm != "random_pairs"]
-    return table([label, *_heads(view)], rows)
+    rows = [[value, *_varied(view, records, kind, runs, arm)] for value, runs, arm in made if arm != "random_pairs"]
+    return table([label, *_heads(view, kind)], rows)
 
 
-def _varied(view: View, runs: Runs, arm: str) -> list[str]:
-    """What is true of the text; losses, gaps, and differences from random pairs where those were varied too."""
+def _varied(view: View, records: Sequence[Record], kind: str, runs: Runs, arm: str) -> list[str]:
+    """What is true of the text; losses, what they are beside, and random pairs where those were varied too."""
     told = [line["synthetic"] for line in runs.arms[arm].values()]
     row = [str(len(told))]
     for part, name in (("pairs", "pairs"), ("pairs", "precision"), ("synthetic", "true")) if view is CONCEPTS else ():
         row.append(_number([line[part][name] for line in told], name != "pairs"))
     settings = {line["setting"] for name in (arm, "random_pairs") for line in runs.arms.get(name, {}).values()}
     for text in view.varied:
-        row += [f"{runs.losses(text, arm)[0].value:.3f}", closed(runs.gap(text, arm))]
+        beside = _beside(view, records, kind, runs, arm, text)
+        told_beside = closed(beside) if kind == "documents" else shown(beside) if beside and beside.value else ""
+        row += [f"{runs.losses(text, arm)[0].value:.3f}", told_beside]
         alike = len(settings) == 1 and "random_pairs" in runs.arms
         row.append(shown(runs.difference(text, arm, "random_pairs").estimate) if alike else "")
     return row
 
 
-def _heads(view: View) -> list[str]:
+def _beside(view: View, records: Sequence[Record], kind: str, runs: Runs, arm: str, text: str) -> Estimate | None:
+    """How much higher a loss is than that of SBP as it is, of the same seeds; in another world, the gap closed."""
+    if kind == "documents":
+        return runs.gap(text, arm)
+    usual = view.runs(records, "main").arms["sbp"]
+    both = Runs({"sbp": usual, "varied": runs.arms[arm]}, view.unit)
+    return both.difference(text, "varied", "sbp").estimate
+
+
+def _heads(view: View, kind: str) -> list[str]:
+    beside = "gap closed" if kind == "documents" else "minus SBP as above"
     heads = ["seeds", *(("pairs", "of one concept", "true, of stated facts") if view is CONCEPTS else ())]
-    return heads + [cell for text in view.varied for cell in (view.texts[text], "gap closed", "minus random pairs")]
+    return heads + [cell for text in view.varied for cell in (view.texts[text], beside, "minus random pairs")]
 
 
 def points(view: View, records: Sequence[Record], kind: str) -> list[tuple[str, Runs, str]]:
@@ -239,7 +251,8 @@ def points(view: View, records: Sequence[Record], kind: str) -> list[tuple[str, 
     else:
         for name in {line["setting"] for line in records if line["setting"].startswith(f"{kind}/")}:
             own = {line["arm"] for line in records if line["setting"] == name}
-            found[name.partition("/")[2]] = (view.runs(records, name, "main"), [arm for arm in COMPARED if arm in own])
+            runs = view.runs(records, *((name,) if kind == "documents" else (name, "main")))
+            found[name.partition("/")[2]] = (runs, [arm for arm in COMPARED if arm in own])
     if found and kind in MAIN:
         both = any(len(arms) > 1 for _, arms in found.values())
         found[MAIN[kind]] = (view.runs(records, "main"), list(COMPARED) if both else ["sbp"])
@@ -255,8 +268,8 @@ def variants(view: View, records: Sequence[Record]) -> str:
         if not own:
             continue
         arm = own[0]["arm"]
-        rows.append([name, *_varied(view, runs, arm)])
-    return table(["", *_heads(view)], rows)
+        rows.append([name, *_varied(view, records, "variants", runs, arm)])
+    return table(["", *_heads(view, "variants")], rows)
 
 
 VARIANTS = {
@@ -272,35 +285,28 @@ MAIN = {"share": "0.375", "documents": "3", "threshold": "0.24", "epochs": "2", 
 
 
 def sweep_figure(view: View, records: Sequence[Record], kind: str, label: str) -> None:
-    """The gap closed by value, that of random pairs dashed."""
+    """Losses by value beside SBP as it is, or gaps closed; of random pairs dashed; a panel for each text."""
     made = points(view, records, kind)
-    figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
-    for (text, name), color in zip(view.texts.items(), COLORS, strict=False):
-        for random in (False, True):
-            own = [(value, runs, arm) for value, runs, arm in made if (arm == "random_pairs") == random]
-            known = [(float(value), gap) for value, runs, arm in own if (gap := runs.gap(text, arm)) is not None]
-            if not known:
-                continue
-            x, gaps = zip(*known, strict=True)
-            middle = np.array([gap.value for gap in gaps])
-            low, high = (
-                np.array([gap.value if (end := getattr(gap, side)) is None else end for gap in gaps])
-                for side in ("low", "high")
-            )
-            style = {"linestyle": "--", "marker": "s"} if random else {"marker": "o"}
-            label_of = f"{name}, random pairs" if random else name
-            axes.errorbar(
-                x,
-                100 * middle,
-                100 * np.array([middle - low, high - middle]),
-                label=label_of,
-                color=color,
-                capsize=3,
-                **style,
-            )
-    axes.axhline(0, color="#888888", linewidth=0.8)
-    axes.set(xlabel=label, ylabel="gap closed, %", ylim=(-25, 105))
-    axes.legend(frameon=False, fontsize=8)
+    figure, panels = plt.subplots(1, len(view.texts), figsize=(3.1 * len(view.texts), 2.6), layout="constrained")
+    for axes, text, color in zip(panels, view.texts, COLORS, strict=False):
+        for name, style in (("sbp", "-o"), ("random_pairs", "--s")):
+            x, y, low, high = [], [], [], []
+            for value, runs, arm in made:
+                own = (arm == "random_pairs") == (name == "random_pairs")
+                found = _beside(view, records, kind, runs, arm, text) if own else None
+                if found is not None:
+                    x.append(float(value))
+                    y.append(found.value)
+                    low.append(0.0 if found.low is None else found.value - found.low)
+                    high.append(0.0 if found.high is None else found.high - found.value)
+            if x:
+                shade = color if name == "sbp" else "#888888"
+                axes.errorbar(x, y, (low, high), fmt=style, color=shade, capsize=3, markersize=4, label=NAMES[name])
+        axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.set(xlabel=label, title=view.texts[text])
+    unit = "nats per token" if view is CONCEPTS else "bits per byte"
+    panels[0].set_ylabel("gap closed" if kind == "documents" else f"{unit}, beside SBP as above")
+    panels[0].legend(frameon=False, fontsize=8)
     _save(figure, f"{view.name}-{kind}")
 
 
