@@ -104,8 +104,8 @@ SETTINGS = (
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
     *(_documents(number) for number in (2, 6)),
     *(_pairs(f"threshold/{least}", least) for least in (0.16, 0.35)),
-    _pairs("embedder/plain", 0.66, "embedding.whiten=false"),
-    _pairs("embedder/self", 0.36, "embedding.model=self"),
+    _pairs("embedder/plain", 0.65, "embedding.whiten=false"),
+    _pairs("embedder/self", 0.4, "embedding.model=self"),
     # Exact pairs, and pairs as wrong as one wants.
     *(_pairs(f"noise/{share:g}", 0.72, "embedding.whiten=false", VECTORS.format(share)) for share in NOISES),
     *(_synthetic(f"epochs/{passes}", f"tuning.epochs={passes}") for passes in (0.5, 8)),

@@ -285,7 +285,7 @@ MAIN = {"share": "0.375", "documents": "3", "threshold": "0.24", "epochs": "2", 
 
 
 def sweep_figure(view: View, records: Sequence[Record], kind: str, label: str) -> None:
-    """Losses by value beside SBP as it is, or gaps closed; of random pairs dashed; a panel for each text."""
+    """Losses by value beside SBP as it is, or gaps closed; random pairs dashed; intervals from three seeds on."""
     made = points(view, records, kind)
     figure, panels = plt.subplots(1, len(view.texts), figsize=(3.1 * len(view.texts), 2.6), layout="constrained")
     for axes, text, color in zip(panels, view.texts, COLORS, strict=False):
@@ -297,15 +297,17 @@ def sweep_figure(view: View, records: Sequence[Record], kind: str, label: str) -
                 if found is not None:
                     x.append(float(value))
                     y.append(found.value)
-                    low.append(0.0 if found.low is None else found.value - found.low)
-                    high.append(0.0 if found.high is None else found.high - found.value)
+                    told = found.low is not None and found.high is not None and len(runs.arms[arm]) > 2
+                    low.append(found.value - found.low if told else 0.0)
+                    high.append(found.high - found.value if told else 0.0)
             if x:
                 shade = color if name == "sbp" else "#888888"
                 axes.errorbar(x, y, (low, high), fmt=style, color=shade, capsize=3, markersize=4, label=NAMES[name])
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-        axes.set(xlabel=label, title=view.texts[text])
+        axes.set(title=view.texts[text])
     unit = "nats per token" if view is CONCEPTS else "bits per byte"
-    panels[0].set_ylabel("gap closed" if kind == "documents" else f"{unit}, beside SBP as above")
+    panels[0].set_ylabel("gap closed" if kind == "documents" else f"{unit},\nminus SBP as above")
+    figure.supxlabel(label, fontsize=10)
     panels[0].legend(frameon=False, fontsize=8)
     _save(figure, f"{view.name}-{kind}")
 

@@ -69,7 +69,7 @@ def shrink(experiment: Experiment, corpus: Corpus) -> Experiment:
         model=replace(experiment.model, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, dtype="float32"),
         training=replace(experiment.training, tokens=30 * 8 * 96, **small_steps),
         tuning=replace(experiment.tuning, base=None, epochs=1.0, validation=0.2, **(small_steps | {"context": 512})),
-        embedding=replace(experiment.embedding, max_tokens=64),
+        embedding=replace(experiment.embedding, max_tokens=64, whiten=False),
         neighbors=replace(experiment.neighbors, top_k=10),
         pairs=replace(experiment.pairs, threshold=0.4, minimum=20),
         synthesis=replace(experiment.synthesis, max_new_tokens=64, oversample=5.0, documents_per_shard=64),
