@@ -4,6 +4,7 @@ from typing import Any
 
 from sbp_jax.arms import Source, source, suffix, trained_arms
 from sbp_jax.config import Arm
+from sbp_jax.errors import SbpError
 from sbp_jax.model.parameters import count
 from sbp_jax.pipeline import Pipeline
 from sbp_jax.text.documents import source_files
@@ -71,9 +72,8 @@ def _unique_tokens(pipeline: Pipeline) -> tuple[int, int, str]:
     drawn = "" if corpus.split_field is None else f", as if splits were drawn, though {corpus.split_field} decides"
     if corpus.tokens is not None and not drawn:
         return round(corpus.tokens * training * splits.capped), round(corpus.tokens * training * splits.oracle), KNOWN
-    capped, oracle = pipeline.artifact("rows-capped"), pipeline.artifact("rows-oracle")
-    if capped is not None and oracle is not None:
-        return capped.stats["targets"], oracle.stats["targets"], "the packed rows"
+    if (packed := _packed(pipeline)) is not None:
+        return *packed, "the packed rows"
     if corpus.tokens is not None:
         tokens, origin = corpus.tokens * training, KNOWN
     else:
@@ -83,3 +83,12 @@ def _unique_tokens(pipeline: Pipeline) -> tuple[int, int, str]:
             size += file.stat().length * unpacking
         tokens, origin = size / BYTES_PER_TOKEN * training, "the size of the files, roughly"
     return round(tokens * splits.capped), round(tokens * splits.oracle), origin + drawn
+
+
+def _packed(pipeline: Pipeline) -> tuple[int, int] | None:
+    """Tokens of the packed capped and oracle rows; None where they are not made or the corpus is not there."""
+    try:
+        capped, oracle = pipeline.artifact("rows-capped"), pipeline.artifact("rows-oracle")
+    except SbpError:
+        return None
+    return None if capped is None or oracle is None else (capped.stats["targets"], oracle.stats["targets"])
