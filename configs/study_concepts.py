@@ -36,7 +36,7 @@ FOLDER = Path(__file__).parent.parent / "data/concepts"
 WORLD = {"concepts": 200, "facts": 8, "values": 20, "told": 4, "restated": 1, "capped": 3, "oracle": 97}
 
 
-EARLY = 16.0
+EARLY = 16.0  # passes
 SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
 MAIN = ("repetition", "repetition_early", "sbp", "random_pairs", "self_samples", "oracle")
 
@@ -98,8 +98,10 @@ def _pairs(name: str, threshold: float, *sets: str) -> Setting:
 
 VECTORS = "embedding.vectors={{world}}/vectors-{:g}.parquet"
 SETTINGS = (
-    *repetition_grid((0.1, 0.4, 0.8, 1.6, 3.2), (8, 12, 16, 20, None)),
-    *repetition_grid((0.8,), (16, None), (0.1, 0.2)),
+    *repetition_grid((0.1, 0.4, 0.8, 3.2), (16, None)),
+    *repetition_grid((0.4, 0.8), (12,)),
+    *repetition_grid((1.6,), (None,)),
+    *repetition_grid((0.8,), (16, None), (0.1,)),
     Setting("main", (f"arms={','.join(MAIN)}",)),
     Setting("share", arms=tuple(f"sbp_{share:g}" for share in SHARES)),
     *(_documents(number) for number in (2, 6)),

@@ -45,12 +45,14 @@ class View:
       name: of the file, and of the marks around its tables.
       texts: the texts whose losses are told.
       varied: those of them in tables of what is varied.
+      known: what those tables tell of pairs and synthetic text, by where it stands in a record.
       unit: of their losses.
     """
 
     name: str
     texts: Mapping[str, str]
     varied: tuple[str, ...]
+    known: Mapping[tuple[str, str], str]
     unit: str
 
     @property
@@ -65,9 +67,20 @@ CONCEPTS = View(
     "concepts",
     {"test": "all tokens", "facts": "facts", "recall": "facts in new wordings"},
     ("test", "facts"),
+    {
+        ("pairs", "pairs"): "pairs",
+        ("pairs", "precision"): "of one concept",
+        ("synthetic", "true"): "true, of stated facts",
+    },
     "nats_per_token",
 )
-TEXT = View("text", {"test": "documentation", "wikipedia": "Wikipedia"}, ("test", "wikipedia"), "bits_per_byte")
+TEXT = View(
+    "text",
+    {"test": "documentation", "wikipedia": "Wikipedia"},
+    ("test", "wikipedia"),
+    {("pairs", "pairs"): "pairs", ("pairs", "precision"): "of one family"},
+    "bits_per_byte",
+)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -174,7 +187,7 @@ def quality(view: View, records: Sequence[Record]) -> str:
 
 def _measure(values: Sequence[float | None], measure: str) -> str:
     known = [value for value in values if value is not None]
-    return _number(known, measure not in ("words", "seed_run")) if known else ""
+    return _number(known, measure != "words") if known else ""
 
 
 WRITERS = ("sbp", "random_pairs", "self_samples", "multi_round")
@@ -215,7 +228,7 @@ def _varied(view: View, records: Sequence[Record], kind: str, runs: Runs, arm: s
     """What is true of the text; losses, what they are beside, and random pairs where those were varied too."""
     told = [line["synthetic"] for line in runs.arms[arm].values()]
     row = [str(len(told))]
-    for part, name in (("pairs", "pairs"), ("pairs", "precision"), ("synthetic", "true")) if view is CONCEPTS else ():
+    for part, name in view.known:
         row.append(_number([line[part][name] for line in told], name != "pairs"))
     settings = {line["setting"] for name in (arm, "random_pairs") for line in runs.arms.get(name, {}).values()}
     for text in view.varied:
@@ -238,7 +251,7 @@ def _beside(view: View, records: Sequence[Record], kind: str, runs: Runs, arm: s
 
 def _heads(view: View, kind: str) -> list[str]:
     beside = "gap closed" if kind == "documents" else "minus SBP as above"
-    heads = ["seeds", *(("pairs", "of one concept", "true, of stated facts") if view is CONCEPTS else ())]
+    heads = ["seeds", *view.known.values()]
     return heads + [cell for text in view.varied for cell in (view.texts[text], beside, "minus random pairs")]
 
 
@@ -305,7 +318,7 @@ def sweep_figure(view: View, records: Sequence[Record], kind: str, label: str) -
                 axes.errorbar(x, y, (low, high), fmt=style, color=shade, capsize=3, markersize=4, label=NAMES[name])
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
         axes.set(title=view.texts[text])
-    unit = "nats per token" if view is CONCEPTS else "bits per byte"
+    unit = view.unit.replace("_", " ")
     panels[0].set_ylabel("gap closed" if kind == "documents" else f"{unit},\nminus SBP as above")
     figure.supxlabel(label, fontsize=10)
     panels[0].legend(frameon=False, fontsize=8)

@@ -242,6 +242,31 @@ def _nats(value):
     return {"nats_per_token": value}
 
 
+def test_tables_of_real_text_tell_bits_per_byte_operations_and_what_text_is():
+    """Planted: real text is in SBP's record; a measure that cannot be told is empty."""
+    script = load_module("docs/study_tables.py")
+    measured = dict.fromkeys(script.MEASURES, 0.25) | {"words": 80.0, "unrelated": None}
+    rows = [{"group": "real", **measured}, {"group": "generated", **measured, "words": 60.0}]
+    records = [
+        {
+            **{"setting": "flops" if arm.endswith("_flops") else "main", "arm": arm, "seed": 0},
+            **{"tokens": 2_000_000, "flops": flops * 1e12},
+            "losses": {text: {"nats_per_token": 9.0, "bits_per_byte": loss} for text in script.TEXT.texts},
+            "synthetic": {"quality": rows},
+        }
+        for arm, loss, flops in (("repetition", 2.5, 3), ("sbp", 2.25, 9), ("repetition_flops", 2.375, 9))
+    ]
+    told = script.operations(script.TEXT, records).splitlines()[2:]
+    assert told == [
+        "| repetition | 1 | 2.00 | 3.0 | 2.500 | 2.500 |",
+        "| SBP | 1 | 2.00 | 9.0 | 2.250 | 2.250 |",
+        "| repetition, at the operations of SBP | 1 | 2.00 | 9.0 | 2.375 | 2.375 |",
+    ]
+    real, made = script.quality(script.TEXT, records).splitlines()[2:]
+    assert real == "| real documents | 25% | 25% |  | 25% | 25% | 25% | 80 |"
+    assert made == "| SBP | 25% | 25% |  | 25% | 25% | 25% | 60 |"
+
+
 def test_the_tables_of_the_page_are_those_of_the_records():
     script = load_module("docs/study_tables.py")
     page = script.PAGE.read_text()
