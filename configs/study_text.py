@@ -1,6 +1,6 @@
-"""The study on real text at a million parameters: documentation with 20 passes over its capped set (docs/study.md).
+"""The study on real text at half a million parameters: 20 passes over a capped set of documentation (docs/study.md).
 
-mkdir -p data/study && cp YOUR/debian_docs.jsonl.gz data/study/       # docs/study.md says how to come by it
+python docs/debian_docs.py --to data/study/debian_docs.jsonl.gz       # from packages of Debian
 zcat data/wikipedia_vital/documents.jsonl.gz | awk 'NR % 25 == 0' > data/study/wikipedia.jsonl
 sbp study configs/study_text.py --workdir FOLDER --records docs/study/text.jsonl --seeds 0,1,2
 """
@@ -31,9 +31,9 @@ from sbp_jax.experiments import shrink
 from sbp_jax.study.grid import Setting, repetition_grid
 
 DATA = Path(__file__).parent.parent / "data"
-# Documents are packages of families such as libghc-..., and parts of files, of which up to ten in a row are one family:
-# what belongs together is drawn together, and no single file is half of the capped set.
-FAMILY = r"^debpkg/[^-]+(-[^-]+)?|^[^#]+#\d*(?=\d$)"
+# What belongs together is drawn together: packages whose names begin alike, such as libghc-..., and the parts that a page
+# or so of a file is cut into.
+FAMILY = r"^debpkg/[^-]+(-[^-]+)?|^[^#]+#\d+"
 SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
 CONTROLS = ("random_pairs", "self_samples", "megadoc", "staged", "in_context", "multi_round")
 MAIN = ("repetition", "repetition_early", "sbp", "oracle", *CONTROLS)
@@ -47,11 +47,12 @@ def get_config() -> Experiment:
             paths=(str(DATA / "study/debian_docs.jsonl.gz"),),
             source_field="id",
             source_pattern=FAMILY,
-            tokens=26_000_000,
+            max_characters=600,  # two of them fit a row of the synthesizer
+            tokens=35_000_000,
         ),
-        splits=Splits(validation=0.003, test=0.01, oracle=0.08, capped=0.004, by="source"),
-        tokenizer=Tokenizer(vocab_size=2048),
-        model=Model(width=128, layers=4, heads=2, kv_heads=1, head_dim=64, ffn=384),
+        splits=Splits(validation=0.003, test=0.01, oracle=0.12, capped=0.006, by="source"),
+        tokenizer=Tokenizer(vocab_size=1024),
+        model=Model(width=128, layers=2, heads=2, kv_heads=1, head_dim=64, ffn=384),
         training=Training(context=256, batch_rows=4, peak_lr=4e-3, evaluate_every=200),
         neighbors=Neighbors("exact", top_k=20),
         pairs=Pairs(threshold=0.6, minimum=100),

@@ -7,6 +7,7 @@ change what is computed beyond rounding and are no part of any artifact's recipe
 from dataclasses import dataclass, field
 
 NOT_IN_RECIPE = {"recipe": False}  # cannot change a result, or what it names is in the recipe by its content
+IN_RECIPE_WHERE_SET = {"where_set": True}  # a field that came later; without it recipes are as they were
 GROWS = {"grows": True}  # entries by name, of which --set makes one that is not there yet
 
 
@@ -25,6 +26,9 @@ class Corpus:
     # Field that names a document's split: validation, test, capped, oracle or unused; without one the hash decides.
     split_field: str | None = None
     sample: float = 1.0  # fraction of the documents to read, chosen by a hash of the text
+    # Characters past which a document is cut into parts, between paragraphs where it can be; None: none is. A pair has
+    # to fit `tuning.context`, so that a corpus of long documents has few.
+    max_characters: int | None = field(default=None, metadata=IN_RECIPE_WHERE_SET)
     max_skipped: float = field(
         default=0.01, metadata=NOT_IN_RECIPE
     )  # fraction of bad documents above which ingestion stops instead of skipping them
@@ -319,6 +323,9 @@ class Execution:
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
     profile_from: int | None = None  # first step of a profiler window, for TensorBoard or Perfetto
     profile_steps: int = 3  # steps of the window
+    executor: str = "processes"  # that carries out CPU stages: processes of this machine, or ray
+    workers: int | None = None  # tasks that it carries out at the same time; None: one for each core
+    ray_address: str | None = None  # of a running cluster; None: a cluster of this machine alone
     stall_seconds: float = 900.0  # without progress, after which a run dumps its stacks and stops
     embed_batch: int = 32  # documents
     engine: str = "jax"  # that generates: jax, or vllm, in an environment of its own (`vllm_python`)

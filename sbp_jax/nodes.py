@@ -11,9 +11,10 @@ from sbp_jax.arms import TrainedArm, in_order, trained_arms
 from sbp_jax.artifacts import Artifact
 from sbp_jax.config import Experiment
 from sbp_jax.errors import SbpError
-from sbp_jax.stages import ask, embed, neighbors, score, synthesize, train, tune
+from sbp_jax.stages import ask, embed, neighbors, score, screen, synthesize, tokenize, train, tune
 
-TOGETHER = (train, tune, score, ask, embed, neighbors, synthesize)  # stages that all processes run
+TOGETHER = (train, tune, score, ask, neighbors)  # stages that are one program on the devices of all hosts
+DIVIDED = (tokenize, screen, embed, synthesize)  # stages whose shards the hosts, or the tasks of an array, divide
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Node:
       inputs: name of the instance that makes each input artifact, by the role it plays.
       config: the stage's other arguments, all part of the recipe.
       files: lists the user's files it reads, whose content is part of the recipe.
-      all_hosts: whether all processes run it together, as one program on all devices.
+      together: whether all hosts run it, as one program on all devices.
+      divided: whether all processes run it, each on some of the shards.
       watched: further inputs, by role, and `aside` further arguments that cannot change what it makes, only what is
         told on the way; no part of the recipe.
     """
@@ -40,7 +42,8 @@ class Node:
     inputs: Mapping[str, str]
     config: Mapping[str, Any]
     files: Callable[[], list[epath.Path]] | None = None
-    all_hosts: bool = False
+    together: bool = False
+    divided: bool = False
     watched: Mapping[str, str] = field(default_factory=dict)
     aside: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,9 +81,8 @@ class Nodes(dict[str, Node]):
         if name in self:
             raise SbpError(f"two stage instances would be named {name}; give an arm or a text set another name")
         kind = stage.__name__.rpartition(".")[2]
-        self[name] = Node(
-            *(name, kind, stage.VERSION, stage.run, inputs, config, files, stage in TOGETHER, watched, aside)
-        )
+        runners = stage in TOGETHER, stage in DIVIDED
+        self[name] = Node(*(name, kind, stage.VERSION, stage.run, inputs, config, files, *runners, watched, aside))
         return name
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,8 +98,9 @@ class Pipeline:
     def run(self, report: Callable[[str], None], until: str | None = None, only: str | None = None) -> None:
         """Makes every artifact that is not complete, in order.
 
-        On several hosts every process calls this. All take part in the stages that are one program on all devices; the
-        first makes the other artifacts while the rest wait for them in the shared work folder.
+        On several hosts every process calls this, and so do the tasks of an array. All take part in the stages whose
+        shards they divide, hosts also in those that are one program on all devices; the first makes the other artifacts
+        while the rest wait for them in the shared work folder.
 
         Args:
           report: receives one line for each stage instance made.
@@ -110,7 +112,7 @@ class Pipeline:
         """
         names = self._select(until, only)
         with self._lock():
-            self._agree()
+            self._agree(report)
             self._record()
             for name in names:
                 if all_asked_to_stop():
@@ -141,13 +143,24 @@ class Pipeline:
             for path in paths:
                 path.rmtree()
 
-    def _agree(self) -> None:
-        """Raises `SbpError` where another host would make other artifacts, which this one would wait for in vain."""
+    def _agree(self, report: Callable[[str], None]) -> None:
+        """Raises `SbpError` where another host would make other artifacts, which this one would wait for in vain.
+
+        A task of an array waits until the first has begun with the same ones.
+        """
         keys = json.dumps({name: recipe.key for name, recipe in self.recipes.items()})
         if not hosts.all_say(int(hashlib.sha256(keys.encode()).hexdigest()[:7], 16)):
             raise SbpError(
                 "the hosts do not have the same experiment: give all of them the same config, --set and corpus files"
             )
+        if hosts.is_first() or hosts.several():
+            return
+        waiting = 0
+        while not isinstance(record := read_json(self._record_file()), dict) or record.get("keys") != json.loads(keys):
+            if waiting % 60 == 0:
+                report(f"waiting for task 0 to begin with this experiment in {self.workdir}; has it the same config?")
+            waiting += 1
+            time.sleep(1.0)
 
     def _select(self, until: str | None, only: str | None) -> list[str]:
         names = list(self.nodes)
@@ -178,7 +191,8 @@ class Pipeline:
         return found
 
     def _make(self, node: Node) -> Artifact:
-        if not node.all_hosts and not hosts.is_first():
+        takes_part = hosts.is_first() or node.divided or (node.together and hosts.several())
+        if not takes_part:
             return wait_for(self.path(node.name), self.recipes[node.name].key)
         inputs = {}
         for role, name in (*node.inputs.items(), *node.watched.items()):
@@ -197,12 +211,15 @@ class Pipeline:
         """Writes which artifacts this experiment uses, so that `clean` leaves them."""
         if not hosts.is_first():
             return
-        file = self.workdir / "experiments" / f"{self.experiment.name}.json"
+        file = self._record_file()
         file.parent.mkdir(parents=True, exist_ok=True)
         keys = {name: recipe.key for name, recipe in self.recipes.items()}
         record = json.loads(json.dumps({"experiment": to_json(self.experiment), "keys": keys}))
         if read_json(file) != record:
             file.write_text(json.dumps(record, indent=1))
+
+    def _record_file(self) -> epath.Path:
+        return self.workdir / "experiments" / f"{self.experiment.name}.json"
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -231,8 +248,12 @@ class Pipeline:
 def _recipe_value(value: Any) -> Any:
     """A config value as it stands in a recipe: without the fields that cannot change the result."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = [entry for entry in dataclasses.fields(value) if entry.metadata.get("recipe", True)]
-        return {entry.name: _recipe_value(getattr(value, entry.name)) for entry in kept}
+        found = {entry: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+        return {
+            entry.name: _recipe_value(own)
+            for entry, own in found.items()
+            if entry.metadata.get("recipe", True) and not (own is None and entry.metadata.get("where_set"))
+        }
     return [_recipe_value(entry) for entry in value] if isinstance(value, tuple) else value
 
 

@@ -5,6 +5,7 @@ files written after what they vouch for; one cut off in the middle does not pars
 relies on an atomic rename, which buckets do not have.
 """
 
+import copy
 import json
 import tempfile
 import time
@@ -163,11 +164,29 @@ class Output:
         Returns:
           Those of this process that are not finished yet.
         """
-        self._own = set(names[process::processes])
-        self._elsewhere = set(names) - self._own
-        if not self._writes:
-            self._files = {entry.name: entry for entry in finished_files(self.path, self._own)}
+        self.divide(names[process::processes], names)
         return [name for name in names[process::processes] if name not in self._files]
+
+    def divide(self, own: Collection[str], names: Collection[str]) -> None:
+        """Says which of some files this process writes; the others are written by other processes."""
+        self._own |= set(own)
+        self._elsewhere |= set(names) - self._own
+        if not self._writes:
+            self._files |= {entry.name: entry for entry in finished_files(self.path, own)}
+
+    def elsewhere(self) -> "Output":
+        """The same folder for a process to which single files are given to write; it knows of none that are there."""
+        other = copy.copy(self)
+        other._files, other._own, other._elsewhere, other._writes = {}, set(), set(), True
+        return other
+
+    def entry(self, name: str) -> File:
+        """A finished file."""
+        return self._files[name]
+
+    def take(self, files: Iterable[File]) -> None:
+        """Counts in files that were written with the help of `elsewhere`."""
+        self._files |= {entry.name: entry for entry in files}
 
     @contextmanager
     def writing(self, name: str) -> Iterator["Writing"]:

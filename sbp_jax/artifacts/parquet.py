@@ -28,6 +28,17 @@ def tables(artifact: Artifact, columns: Iterable[str] | None = None, prefix: str
         yield table(path, names)
 
 
+def shard(artifact: Artifact, number: int, columns: Iterable[str] | None = None) -> pa.Table:
+    """One of the shards, its checksum verified."""
+    return table(artifact.file(f"part-{number:05d}.parquet"), columns)
+
+
+def shard_rows(artifact: Artifact) -> list[int]:
+    """Rows of each shard, in order."""
+    shards = [file for file in artifact.files if file.name.startswith("part-") and file.name.endswith(".parquet")]
+    return [file.rows for file in shards]
+
+
 def table(path: epath.Path, columns: Iterable[str] | None = None) -> pa.Table:
     """One shard, its checksum not verified."""
     with path.open("rb") as stream:

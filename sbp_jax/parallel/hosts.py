@@ -8,6 +8,8 @@ from jax.experimental import multihost_utils
 
 from sbp_jax.errors import SbpError
 
+_task = 0, 1
+
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -46,12 +48,36 @@ def start(heartbeat_seconds: int = 100) -> None:
         raise SbpError(f"the hosts of this run did not find one another ({str(error).splitlines()[0]})") from error
 
 
+def join_array(task: str) -> None:
+    """Makes this process one of the tasks of an array, given as "i/n", i from 0 on.
+
+    The tasks know nothing of one another but the files of the work folder. A stage that is one program on all devices
+    is the first's alone.
+
+    Raises:
+      SbpError: it is not of that form, or this process has found other hosts already.
+    """
+    global _task
+    index, _, count = task.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise SbpError(f"--task {task}; it takes i/n, the tasks counted from 0, such as 0/8 to 7/8")
+    if several() and int(count) > 1:
+        raise SbpError("--task divides work among processes that do not know one another; these have found one another")
+    _task = int(index), int(count)
+
+
+def share() -> tuple[int, int]:
+    """Which part of divided work is this process's, and of how many: that of a host, or of a task of an array."""
+    return (jax.process_index(), jax.process_count()) if several() else _task
+
+
 def is_first() -> bool:
     """Whether this process writes what is written once: manifests, metrics, finished models."""
-    return jax.process_index() == 0
+    return share()[0] == 0
 
 
 def several() -> bool:
+    """Whether processes have found one another and are one program on all their devices."""
     return jax.process_count() > 1
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,11 +80,11 @@ def run(
       SbpError: the model or the user's vectors are not what they should be, or a vector is not finite.
     """
     parts = _parts(documents)
-    process, processes = jax.process_index(), jax.process_count()
+    process, processes = hosts.share()
     unfinished = set(output.apart([part.name for part in parts], process, processes))
     own = parts[process::processes]
     capped = _reader(documents, splits, with_text=embedding.vectors is None)
-    total = None if hosts.several() else splits.stats.get("documents_capped")
+    total = None if processes > 1 else splits.stats.get("documents_capped")
     with ExitStack() as stack:
         counter = stack.enter_context(progress(output.label, total, "documents"))
         lengths: list[int] = []  # tokens of the documents of the shard in the making

@@ -15,6 +15,7 @@ from sbp_jax.config import Corpus, Execution
 from sbp_jax.errors import SbpError
 from sbp_jax.progress import progress
 from sbp_jax.text import documents
+from sbp_jax.text.parts import parts
 
 VERSION = 2
 PROBE = 10_000  # when not one of so many first records is a document, there is no use in reading on
@@ -67,7 +68,7 @@ def _documents(output: Output, corpus: Corpus, skipped: list[documents.Skipped])
                     key = xxhash.xxh3_64_intdigest(record.id.encode())
                     if key not in seen:
                         seen.add(key)
-                        yield record
+                        yield from [record] if corpus.max_characters is None else parts(record, corpus.max_characters)
                         continue
                     record = _duplicate(record, str(file))
                 skipped.append(record)

@@ -4,12 +4,14 @@ Its words, language, source, the item of an evaluation set that it holds, and it
 memory. Boilerplate is a matter of the whole corpus and of `pairs.common`: the stage `pairs` finds it.
 """
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 
 from sbp_jax.artifacts import Artifact, Output, parquet
-from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution
+from sbp_jax.data import shards
 from sbp_jax.data.screened import save
 from sbp_jax.progress import progress
 from sbp_jax.text import contamination
@@ -19,6 +21,7 @@ from sbp_jax.text.shingles import shingles_of, words
 
 VERSION = 2
 BATCH = 256  # documents whose words are hashed at a time
+READ = ["ordinal", "source", "text"]
 ARRAYS = ("hashes", "places", "offsets")  # of each shard: see Screened
 SCHEMA = pa.schema(
     [
@@ -44,30 +47,30 @@ def run(
     Raises:
       SbpError: a file of an evaluation set that cannot be read, or holds no item that could be found.
     """
-    items = contamination.read(evaluations)
+    items, rows = contamination.read(evaluations), parquet.shard_rows(documents)
+    work = partial(_shard, documents=documents, splits=splits, items=items)
+    names = [_names(number) for number in range(len(rows))]
     with progress(output.label, documents.rows, "documents") as counter:
-        shards = zip(
-            parquet.tables(documents, ["ordinal", "source", "text"]), parquet.tables(splits, ["split"]), strict=True
-        )
-        for index, (table, split) in enumerate(shards):
-            names = [f"{array}-{index:05d}.npy" for array in ARRAYS] + [f"part-{index:05d}.parquet"]
-            if all(map(output.has, names)):
-                counter.skip(table.num_rows)
-                continue
-            chosen = table.filter(pa.array(split["split"].to_numpy(zero_copy_only=False) == "capped"))
-            rows, *arrays = _screen(chosen, items)
-            for name, array in zip(names, arrays, strict=False):
-                save(output, name, array)
-
-            def write(writing: Writing, rows: pa.Table = rows) -> None:
-                parquet.write(writing, rows)
-                contaminated = np.count_nonzero(rows["contaminated_by"].to_numpy(zero_copy_only=False) != "")
-                writing.stats = {"documents": rows.num_rows, "contaminated": int(contaminated)}
-
-            output.shard(index, ".parquet", write)
-            counter.advance(table.num_rows)
+        shards.make(output, names, work, execution, counter, rows)
     counts = {"items": items.items, "items_too_short": items.too_short, "item_templates": items.templates}
     return output.finish(counts)
+
+
+def _names(number: int) -> list[str]:
+    return [f"{array}-{number:05d}.npy" for array in ARRAYS] + [f"part-{number:05d}.parquet"]
+
+
+def _shard(output: Output, number: int, documents: Artifact, splits: Artifact, items: contamination.Items) -> None:
+    table, split = parquet.shard(documents, number, READ), parquet.shard(splits, number, ["split"])
+    chosen = table.filter(pa.array(split["split"].to_numpy(zero_copy_only=False) == "capped"))
+    rows, *arrays = _screen(chosen, items)
+    *names, last = _names(number)
+    for name, array in zip(names, arrays, strict=True):
+        save(output, name, array)
+    with output.writing(last) as writing:
+        parquet.write(writing, rows)
+        contaminated = np.count_nonzero(rows["contaminated_by"].to_numpy(zero_copy_only=False) != "")
+        writing.stats = {"documents": rows.num_rows, "contaminated": int(contaminated)}
 
 
 def _screen(table: pa.Table, items: contamination.Items) -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import pyarrow as pa
 
 from sbp_jax.artifacts import Artifact, Output, parquet
@@ -23,6 +22,7 @@ from sbp_jax.generation.journal import Journal
 from sbp_jax.generation.requests import Completion, Request
 from sbp_jax.generation.run_requests import RunRequests, model_folder
 from sbp_jax.generation.start import start
+from sbp_jax.parallel import hosts
 from sbp_jax.progress import progress
 from sbp_jax.text.tokenizer import load
 
@@ -75,7 +75,7 @@ def run(
     total = synthetic(synthesis, share, training_tokens, capped, oracle).documents
     size = synthesis.documents_per_shard
     names = {_name(index): index for index in range(math.ceil(total / size))}
-    missing = output.apart(list(names), jax.process_index(), jax.process_count())
+    missing = output.apart(list(names), *hosts.share())
     ranges = {names[name]: range(names[name] * size, min(total, (names[name] + 1) * size)) for name in missing}
     stats = {} if pairs is None else {"seeds": len(source.seeds), **source.left_out}
     if ranges:

@@ -1,6 +1,7 @@
 """Stage `tokenize`: documents, real or synthetic, become token ids."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pyarrow as pa
 from sbp_jax.artifacts import Artifact, Output, arrayrecord, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Tokenizer
-from sbp_jax.progress import Counter, progress
+from sbp_jax.data import shards
+from sbp_jax.progress import progress
 from sbp_jax.text.tokenizer import TextTokenizer, load
 
 VERSION = 1
@@ -19,24 +21,28 @@ def run(
     output: Output, *, documents: Artifact, tokenizer: Artifact, settings: Tokenizer, execution: Execution
 ) -> Artifact:
     """Writes one ArrayRecord shard for each shard of documents: record i holds the int32 ids of ordinal i."""
-    text_tokenizer = load(tokenizer.file("tokenizer.json"), settings)
-    first = 0
+    rows = parquet.shard_rows(documents)
+    work = partial(_shard, documents=documents, tokenizer=tokenizer, settings=settings)
+    names = [[_name(number)] for number in range(len(rows))]
     with progress(output.label, documents.rows, "documents") as counter:
-        for index, table in enumerate(parquet.tables(documents, ["ordinal", "text"])):
-            if not np.array_equal(table["ordinal"].to_numpy(), np.arange(first, first + table.num_rows)):
-                raise ValueError(f"ordinals of {documents.path}, shard {index}, are not dense from {first}")
-            first += table.num_rows
-            if output.has(f"part-{index:05d}.array_record"):
-                counter.skip(table.num_rows)
-
-            def write(writing: Writing, table: pa.Table = table) -> None:
-                arrayrecord.write(writing, _records(writing, table, text_tokenizer, counter))
-
-            output.shard(index, ".array_record", write)
+        shards.make(output, names, work, execution, counter, rows)
     return output.finish()
 
 
-def _records(writing: Writing, table: pa.Table, tokenizer: TextTokenizer, counter: Counter) -> Iterator[bytes]:
+def _name(number: int) -> str:
+    return f"part-{number:05d}.array_record"
+
+
+def _shard(output: Output, number: int, documents: Artifact, tokenizer: Artifact, settings: Tokenizer) -> None:
+    table, first = parquet.shard(documents, number, ["ordinal", "text"]), sum(parquet.shard_rows(documents)[:number])
+    if not np.array_equal(table["ordinal"].to_numpy(), np.arange(first, first + table.num_rows)):
+        raise ValueError(f"ordinals of {documents.path}, shard {number}, are not dense from {first}")
+    text_tokenizer = load(tokenizer.file("tokenizer.json"), settings)
+    with output.writing(_name(number)) as writing:
+        arrayrecord.write(writing, _records(writing, table, text_tokenizer))
+
+
+def _records(writing: Writing, table: pa.Table, tokenizer: TextTokenizer) -> Iterator[bytes]:
     stats = writing.stats = {"documents": 0, "tokens": 0, "bytes": 0}
     for batch in table.to_batches(BATCH):
         texts = batch.column("text").to_pylist()
@@ -45,4 +51,3 @@ def _records(writing: Writing, table: pa.Table, tokenizer: TextTokenizer, counte
             stats["tokens"] += len(tokens)
             stats["bytes"] += len(text.encode())
             yield tokens.astype("<i4", copy=False).tobytes()
-        counter.advance(len(texts))
