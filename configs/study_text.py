@@ -31,8 +31,8 @@ from sbp_jax.experiments import shrink
 from sbp_jax.study.grid import Setting, repetition_grid
 
 DATA = Path(__file__).parent.parent / "data"
-# What belongs together is drawn together: packages whose names begin alike, such as libghc-..., and the parts that a page
-# or so of a file is cut into.
+# What belongs together is drawn together: packages whose names begin alike, such as libghc-..., and the parts that some
+# 4,000 characters of a file are cut into.
 FAMILY = r"^debpkg/[^-]+(-[^-]+)?|^[^#]+#\d+"
 SHARES = (0.125, 0.25, 0.5, 0.75)  # beside that of the paper
 CONTROLS = ("random_pairs", "self_samples", "megadoc", "staged", "in_context", "multi_round")
@@ -53,7 +53,8 @@ def get_config() -> Experiment:
         splits=Splits(validation=0.003, test=0.01, oracle=0.12, capped=0.006, by="source"),
         tokenizer=Tokenizer(vocab_size=1024),
         model=Model(width=128, layers=2, heads=2, kv_heads=1, head_dim=64, ffn=384),
-        training=Training(context=256, batch_rows=4, peak_lr=4e-3, evaluate_every=200),
+        # The weight decay is the best of the grid for repetition, and that of all arms.
+        training=Training(context=256, batch_rows=4, peak_lr=4e-3, weight_decay=0.8, evaluate_every=200),
         neighbors=Neighbors("exact", top_k=20),
         pairs=Pairs(threshold=0.6, minimum=100),
         tuning=Tuning(context=512, batch_rows=4, peak_lr=1e-3, epochs=2.0, evaluate_every=10),

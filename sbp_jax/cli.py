@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sbp_jax import sweep
 from sbp_jax.calibration import command as calibration_command
 from sbp_jax.errors import SbpError, Stopped
-from sbp_jax.parallel import machine
+from sbp_jax.parallel import executor, machine
 from sbp_jax.planning.command import add_generate_options, add_options, add_pair_options
 from sbp_jax.report import compare_command, trace_command
 from sbp_jax.study import command as study_command
@@ -47,6 +47,7 @@ STAGES = {
 }
 
 
+SHORT = ("engine", "vllm_python", "executor", "ray_address")  # fields of `execution` with options of their own
 INSPECT = "pairs inspect"
 PIPED = 120  # columns of a text that goes into a file
 
@@ -99,9 +100,11 @@ def _run(options: argparse.Namespace) -> None:
     from sbp_jax.parallel import hosts
 
     hosts.start()
+    if options.task is not None:
+        hosts.join_array(options.task)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # while training it asks for a profile, elsewhere it would kill
     pipeline = _pipeline(options)
-    pipeline.run(_say if hosts.is_first() else _ignore, until=options.until, only=options.only)
+    pipeline.run(_ignore if hosts.several() and not hosts.is_first() else _say, until=options.until, only=options.only)
     if not hosts.is_first():
         return
     if pipeline.artifact("report") is not None and not (options.until or options.only):
@@ -148,7 +151,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _config(options: argparse.Namespace) -> None:
-    from sbp_jax.derived import derive
+    from sbp_jax.derived import derive, tree
     from sbp_jax.experiments import to_json
 
     pipeline = _pipeline(options)
@@ -156,7 +159,7 @@ def _config(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(resolved, indent=1))
         return
-    for line in (*_tree(resolved["experiment"]), "", "derived:", *_tree(resolved["derived"], "  ")):
+    for line in (*tree(resolved["experiment"]), "", "derived:", *tree(resolved["derived"], "  ")):
         print(line)
 
 
@@ -271,9 +274,7 @@ def _pipeline(options: argparse.Namespace) -> "Pipeline":
     from sbp_jax.experiments import load
     from sbp_jax.pipeline import Pipeline
 
-    short = [
-        f"execution.{name}={value}" for name in ("engine", "vllm_python") if (value := getattr(options, name, None))
-    ]
+    short = [f"execution.{name}={value}" for name in SHORT if (value := getattr(options, name, None))]
     experiment = load(options.config, [*options.set, *short], options.tiny)
     workdir = options.workdir or f"runs/{experiment.name}"
     if "://" in workdir:
@@ -370,7 +371,9 @@ def _parser() -> argparse.ArgumentParser:
         if stage == "synthesize":
             calibration_command.add_options(command)
             _add_engine(command)
+        _add_executor(command)
     _add_engine(run)
+    _add_executor(run)
     return parser
 
 
@@ -378,6 +381,16 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", choices=("jax", "vllm"), help="that generates; short for execution.engine")
     text = "the Python of an environment with vLLM; short for execution.vllm_python"
     command.add_argument("--vllm-python", metavar="PATH", help=text)
+
+
+def _add_executor(command: argparse.ArgumentParser) -> None:
+    text = "where CPU stages are carried out; short for execution.executor"
+    command.add_argument("--executor", choices=executor.NAMES, help=text)
+    command.add_argument("--ray-address", metavar="ADDRESS", help="of a running Ray cluster")
+    text = (
+        "this process is one of the n tasks of an array, the first is 0/n; they share the work folder and divide shards"
+    )
+    command.add_argument("--task", metavar="i/n", help=text)
 
 
 def _quiet_libraries() -> None:
@@ -423,26 +436,3 @@ def _ignore(line: str) -> None:
 def _one_of_several() -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-def _tree(value: dict[str, Any], indent: str = "") -> list[str]:
-    """Nested dictionaries as indented lines."""
-    lines = []
-    for name, entry in value.items():
-        if isinstance(entry, dict):
-            lines += [f"{indent}{name}:", *_tree(entry, indent + "  ")]
-        elif isinstance(entry, list | tuple) and entry and isinstance(entry[0], dict):
-            lines.append(f"{indent}{name}:")
-            for item in entry:
-                lines.append(f"{indent}  - " + ", ".join(f"{key}={_show(inner)}" for key, inner in item.items()))
-        else:
-            lines.append(f"{indent}{name}: {_show(entry)}")
-    return lines
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(_show(entry) for entry in value) if isinstance(value, list | tuple) else str(value)

@@ -92,3 +92,26 @@ def _packed(pipeline: Pipeline) -> tuple[int, int] | None:
     except SbpError:
         return None
     return None if capped is None or oracle is None else (capped.stats["targets"], oracle.stats["targets"])
+
+
+def tree(value: dict[str, Any], indent: str = "") -> list[str]:
+    """Nested dictionaries as indented lines."""
+    lines = []
+    for name, entry in value.items():
+        if isinstance(entry, dict):
+            lines += [f"{indent}{name}:", *tree(entry, indent + "  ")]
+        elif isinstance(entry, list | tuple) and entry and isinstance(entry[0], dict):
+            lines.append(f"{indent}{name}:")
+            for item in entry:
+                lines.append(f"{indent}  - " + ", ".join(f"{key}={_show(inner)}" for key, inner in item.items()))
+        else:
+            lines.append(f"{indent}{name}: {_show(entry)}")
+    return lines
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(_show(entry) for entry in value) if isinstance(value, list | tuple) else str(value)

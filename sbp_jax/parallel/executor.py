@@ -6,10 +6,12 @@ that fails every time takes no other along, and what is in flight is bounded.
 """
 
 import errno
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import socket
 import threading
 import time
 from collections import deque
@@ -26,6 +28,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 TRIES = 3
 POOL_SECONDS = 3.0  # work in all from which on other processes, which take a second to start, are worth it
+CONNECT_SECONDS = 10.0
 IN_FLIGHT = 2  # tasks handed out for each one that can run
 NAMES = ("processes", "ray")
 SHOWN = 5  # failures told by name
@@ -207,13 +210,18 @@ class _Ray:
 
     def __enter__(self) -> "_Ray":
         if not self._ray.is_initialized():
+            host, _, port = (self._address or "").rpartition(":")
             try:
-                self._ray.init(self._address, log_to_driver=False, include_dashboard=False, logging_level="warning")
-            except (ConnectionError, ValueError) as error:
-                raise SbpError(f"no Ray cluster answers at {self._address}: {error}") from error
-        environment = {"env_vars": {"JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}}
+                if host and port.isdigit() and "://" not in host:  # Ray itself would try for minutes
+                    socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+                self._ray.init(
+                    self._address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING
+                )
+            except (OSError, ValueError) as error:
+                where = f"no Ray cluster answers at {self._address} ({error})"
+                raise SbpError(f"{where}; check --ray-address, or start one with `ray start`") from error
         # Retries are counted here, where those of all places are.
-        self._task = self._ray.remote(num_cpus=1, max_retries=0, runtime_env=environment)(self._function_of_item())
+        self._task = self._ray.remote(num_cpus=1, max_retries=0)(_alone(self._function))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -228,7 +236,7 @@ class _Ray:
         return self._task.remote(item)
 
     def next_done(self, running: Sequence[Any]) -> Any:
-        return self._ray.wait(running, num_returns=1)[0][0]
+        return self._ray.wait(list(running), num_returns=1)[0][0]
 
     def result(self, task: Any) -> Any:
         try:
@@ -238,13 +246,15 @@ class _Ray:
         except self._ray.exceptions.RayError as error:
             raise Lost(f"its node or its process was lost ({type(error).__name__})") from error
 
-    def _function_of_item(self) -> Callable[[Any], Any]:
-        function = self._function
 
-        def task(item: Any) -> Any:
-            return function(item)
+def _alone(function: Callable[[T], R]) -> Callable[[T], R]:
+    """The function in a process to which one core is given."""
 
-        return task
+    def task(item: T) -> R:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        return function(item)
+
+    return task
 
 
 def _hopeless(error: BaseException) -> bool:
