@@ -166,6 +166,28 @@ def test_tasks_of_an_array_divide_the_shards_and_one_may_be_killed(tmp_path):
     assert contents(Pipeline(experiment, str(workdir))) == alone
 
 
+@pytest.mark.slow
+def test_tasks_of_an_array_run_the_whole_pipeline_and_divide_generation(tmp_path):
+    """Two tasks with devices of their own write the synthetic documents of one, and only the first trains."""
+    sets = ("--set", "synthesis.documents_per_shard=8")
+    command = [sys.executable, "-m", "sbp_jax", "run", "configs/quickstart.py", "--tiny", *sets]
+
+    def run(workdir: Path, *options: str) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, "--workdir", workdir, *options], **pipes)
+
+    def synthetic(workdir: Path) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in workdir.glob("artifacts/synthesized/*/part-*")}
+
+    tasks = [run(tmp_path / "array", "--task", f"{index}/2") for index in range(2)]
+    outputs = [task.communicate(timeout=600) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert "report.html" in outputs[0][0] and not outputs[1][0]
+    assert run(tmp_path / "alone", "--until", "synthesized").wait(timeout=600) == 0
+    assert synthetic(tmp_path / "array") == synthetic(tmp_path / "alone")
+    assert len(synthetic(tmp_path / "alone")) > 2
+
+
 @pytest.mark.parametrize("task", ["3/3", "1", "a/b", "-1/2"])
 def test_a_wrong_task_says_what_is_right(task):
     with pytest.raises(SbpError, match="such as 0/8 to 7/8"):
