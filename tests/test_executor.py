@@ -18,7 +18,7 @@ from sbp_jax.parallel.executor import TRIES, carry_out
 from sbp_jax.pipeline import Pipeline
 from tests.executor_tasks import ITEMS, dies, fails, refuses
 
-SHARDED = ("tokens", "screened")
+SHARDED = ("splits", "tokens", "screened")
 
 
 @pytest.fixture(params=["here", "processes"])
@@ -107,15 +107,15 @@ def until(condition, seconds: float = 60.0) -> None:
 
 
 def corpus(folder: Path) -> Experiment:
-    lines = [
-        {"id": str(n), "text": f"Document {n} tells of the number {n * n} and of nothing else."} for n in range(300)
-    ]
+    """Eight shards of documents, every tenth of which is a near-copy of the one before it."""
+    words = [[f"w{(n - (n % 10 == 9)) * 1000 + place}" for place in range(30)] for n in range(300)]
+    lines = [{"id": str(n), "text": " ".join([*own, *["again"] * (n % 10 == 9)])} for n, own in enumerate(words)]
     file = folder / "documents.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Experiment(
         name="test",
         corpus=Corpus(paths=(str(file),), documents_per_shard=40),
-        splits=Splits(validation=0.1, test=0.1, capped=0.5, near_duplicate=1.0),
+        splits=Splits(validation=0.1, test=0.1, capped=0.5),
     )
 
 
@@ -141,6 +141,7 @@ def test_processes_write_the_bytes_that_one_writes(tmp_path, monkeypatch):
     experiment = corpus(tmp_path)
     alone = made(experiment, tmp_path / "alone", Execution(workers=1))
     assert sum(name.startswith("tokens/") for name in alone) == 8
+    assert json.loads(alone["splits stats"])["moved"] > 0
     monkeypatch.setattr(executor, "POOL_SECONDS", 0.0)
     assert made(experiment, tmp_path / "processes", Execution(workers=2)) == alone
 

@@ -10,15 +10,21 @@ components are never formed.
 """
 
 from collections import Counter
+from functools import lru_cache, partial
+from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Splits
+from sbp_jax.data.screened import mapped, save
 from sbp_jax.errors import SbpError
+from sbp_jax.parallel.executor import carry_out
 from sbp_jax.progress import progress
 from sbp_jax.text.documents import SPLITS
 from sbp_jax.text.near_duplicates import CopyIndex
@@ -27,6 +33,7 @@ from sbp_jax.text.shingles import shingles
 VERSION = 2
 NAMES = SPLITS
 VALIDATION, TEST, CAPPED, ORACLE, UNUSED = range(len(NAMES))
+CHOSEN, NUMBERS, LENGTHS, HASHES = "chosen.npy", "numbers.npy", "lengths.npy", "hashes.npy"  # in the scratch folder
 SPLIT = "split"  # column of documents that say it themselves
 FRACTION = {VALIDATION: "splits.validation", TEST: "splits.test", CAPPED: "splits.capped"}
 
@@ -39,11 +46,13 @@ def run(output: Output, *, documents: Artifact, splits: Splits, execution: Execu
     Raises:
       SbpError: an empty validation, test or capped set.
     """
-    split, training_split = _assign(output, documents, splits)
+    split, training_split = _assign(output, documents, splits, execution)
     if SPLIT in parquet.columns(documents):
         _given(documents, split, training_split)
     chosen = split.copy()
-    _move(output, documents, splits, split, training_split)
+    scratch = Output(output.path / "scratch", output.recipe, output.label)
+    _move(scratch, documents, splits, split, training_split, execution)
+    scratch.path.rmtree()
     for part, fraction in FRACTION.items():
         if not np.any(split == part):
             size = f"{len(split):,} documents"
@@ -64,24 +73,34 @@ def run(output: Output, *, documents: Artifact, splits: Splits, execution: Execu
     return output.finish(stats)
 
 
-def _assign(output: Output, documents: Artifact, splits: Splits) -> tuple[np.ndarray, np.ndarray]:
+def _assign(output: Output, documents: Artifact, splits: Splits, execution: Execution) -> tuple[np.ndarray, np.ndarray]:
     """The split of each ordinal by the hash of its text, and the one it takes if it is not held out."""
+    held, capped = np.empty(documents.rows), np.empty(documents.rows)
+    with progress(f"{output.label}: hash", documents.rows, "documents") as counter:
+        tasks = carry_out(execution, output.label, partial(_hashes, documents, splits), _shards(documents))
+        for ordinals, *found in tasks:
+            held[ordinals], capped[ordinals] = found
+            counter.advance(len(ordinals))
+    training = np.select([capped < splits.capped, capped < splits.oracle], [CAPPED, ORACLE], UNUSED)
+    conditions = [held < splits.validation, held < splits.validation + splits.test]
+    return np.select(conditions, [VALIDATION, TEST], training).astype(np.int8), training.astype(np.int8)
+
+
+def _shards(documents: Artifact) -> range:
+    return range(len(parquet.shard_rows(documents)))
+
+
+def _hashes(documents: Artifact, splits: Splits, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ordinals of a shard; of each the hash that may hold it out and the one that may cap it, from 0 to 1."""
     # Seeds are hashes themselves: ingestion samples by the unseeded hash, which must not predict the split.
     held_seed = xxhash.xxh3_64_intdigest(f"held out {splits.seed}".encode())
     capped_seed = xxhash.xxh3_64_intdigest(f"capped {splits.seed}".encode())
-    held: list[np.ndarray] = []
-    capped: list[np.ndarray] = []
-    with progress(f"{output.label}: hash", documents.rows, "documents") as counter:
-        for table in parquet.tables(documents, ["text"] if splits.by == "text" else ["text", splits.by]):
-            texts = [text.encode() for text in table["text"].to_pylist()]
-            owners = texts if splits.by == "text" else [owner.encode() for owner in table[splits.by].to_pylist()]
-            held.append(np.array([xxhash.xxh3_64_intdigest(text, held_seed) for text in texts], np.uint64))
-            capped.append(np.array([xxhash.xxh3_64_intdigest(owner, capped_seed) for owner in owners], np.uint64))
-            counter.advance(len(texts))
-    u_held, u_capped = np.concatenate(held) / 2.0**64, np.concatenate(capped) / 2.0**64
-    training = np.select([u_capped < splits.capped, u_capped < splits.oracle], [CAPPED, ORACLE], UNUSED)
-    conditions = [u_held < splits.validation, u_held < splits.validation + splits.test]
-    return np.select(conditions, [VALIDATION, TEST], training).astype(np.int8), training.astype(np.int8)
+    table = parquet.shard(documents, number, ["ordinal", "text", *([] if splits.by == "text" else [splits.by])])
+    texts = [text.encode() for text in table["text"].to_pylist()]
+    owners = texts if splits.by == "text" else [owner.encode() for owner in table[splits.by].to_pylist()]
+    held = np.array([xxhash.xxh3_64_intdigest(text, held_seed) for text in texts], np.uint64)
+    capped = np.array([xxhash.xxh3_64_intdigest(owner, capped_seed) for owner in owners], np.uint64)
+    return table["ordinal"].to_numpy(), held / 2.0**64, capped / 2.0**64
 
 
 def _given(documents: Artifact, split: np.ndarray, training_split: np.ndarray) -> None:
@@ -95,25 +114,33 @@ def _given(documents: Artifact, split: np.ndarray, training_split: np.ndarray) -
         training_split[ordinals] = np.where(chosen > TEST, chosen, UNUSED)
 
 
-def _move(output: Output, documents: Artifact, splits: Splits, split: np.ndarray, training_split: np.ndarray) -> None:
+def _move(
+    scratch: Output,
+    documents: Artifact,
+    splits: Splits,
+    split: np.ndarray,
+    training_split: np.ndarray,
+    execution: Execution,
+) -> None:
     """Changes `split` in place until no held-out document is a near-copy of one on another side."""
+    save(scratch, CHOSEN, split)
+    label, shards = scratch.label, _shards(documents)
     held_out: list[tuple[int, np.ndarray]] = []
-    with progress(f"{output.label}: held-out shingles", int(np.sum(split <= TEST)), "documents") as counter:
-        for table in parquet.tables(documents, ["ordinal", "text"]):
-            ordinals = table["ordinal"].to_numpy()
-            for row in np.flatnonzero(split[ordinals] <= TEST).tolist():
-                held_out.append((int(ordinals[row]), shingles(table["text"][row].as_py())))
-                counter.advance()
-    index = CopyIndex(held_out, splits.near_duplicate)
-    training = (split == CAPPED) | (split == ORACLE)
-    with progress(f"{output.label}: near-copies", int(np.sum(training)), "documents") as counter:
-        for table in parquet.tables(documents, ["ordinal", "text"]):
-            ordinals = table["ordinal"].to_numpy()
-            moved: set[int] = set()
-            for row in np.flatnonzero(training[ordinals]).tolist():
-                moved.update(index.copies(shingles(table["text"][row].as_py())))
-                counter.advance()
-            _join_training(index, moved, split, training_split)
+    with progress(f"{label}: held-out shingles", int(np.sum(split <= TEST)), "documents") as counter:
+        for found in carry_out(execution, label, partial(_held_out, scratch.path, documents), shards):
+            held_out += found
+            counter.advance(len(found))
+    held_out.sort(key=itemgetter(0))
+    _save_texts(scratch, held_out)
+    training, moved = int(np.sum((split == CAPPED) | (split == ORACLE))), set[int]()
+    with progress(f"{label}: near-copies", training, "documents") as counter:
+        work = partial(_copies, scratch.path, documents, splits.near_duplicate)
+        for documents_read, copies in carry_out(execution, label, work, shards):
+            moved |= copies
+            counter.advance(documents_read)
+    index = _index(scratch.path, splits.near_duplicate)
+    _index.cache_clear()  # from here on it changes
+    _join_training(index, moved, split, training_split)
     validation = {int(ordinal) for ordinal in np.flatnonzero(split == VALIDATION)}
     pool = CopyIndex([(number, index.shingles(number)) for number in validation], splits.near_duplicate)
     front = {int(ordinal) for ordinal in np.flatnonzero(split == TEST)}
@@ -121,6 +148,39 @@ def _move(output: Output, documents: Artifact, splits: Splits, split: np.ndarray
         front = {copy for number in front for copy in pool.copies(index.shingles(number))}
         split[list(front)] = TEST
         pool.remove(front)
+
+
+def _held_out(folder: epath.Path, documents: Artifact, number: int) -> list[tuple[int, np.ndarray]]:
+    """The ordinals and shingles of the held-out documents of a shard."""
+    table = parquet.shard(documents, number, ["ordinal", "text"])
+    ordinals = table["ordinal"].to_numpy()
+    rows = np.flatnonzero(mapped(folder / CHOSEN)[ordinals] <= TEST).tolist()
+    return [(int(ordinals[row]), shingles(table["text"][row].as_py())) for row in rows]
+
+
+def _copies(folder: epath.Path, documents: Artifact, threshold: float, number: int) -> tuple[int, set[int]]:
+    """How many training documents a shard has, and which held-out documents are near-copies of one."""
+    table = parquet.shard(documents, number, ["ordinal", "text"])
+    split = mapped(folder / CHOSEN)[table["ordinal"].to_numpy()]
+    rows = np.flatnonzero((split == CAPPED) | (split == ORACLE)).tolist()
+    index, copies = _index(folder, threshold), set[int]()
+    for row in rows:
+        copies.update(index.copies(shingles(table["text"][row].as_py())))
+    return len(rows), copies
+
+
+def _save_texts(scratch: Output, texts: list[tuple[int, np.ndarray]]) -> None:
+    """Writes numbered shingles for the processes that build an index of them."""
+    save(scratch, NUMBERS, np.array([number for number, _ in texts], np.int64))
+    save(scratch, LENGTHS, np.array([len(hashes) for _, hashes in texts], np.int64))
+    save(scratch, HASHES, np.concatenate([np.empty(0, np.uint64), *(hashes for _, hashes in texts)]))
+
+
+@lru_cache(maxsize=1)
+def _index(folder: epath.Path, threshold: float) -> CopyIndex:
+    numbers, lengths, hashes = (mapped(folder / name) for name in (NUMBERS, LENGTHS, HASHES))
+    texts = (hashes[start:end] for start, end in pairwise(np.cumsum([0, *lengths]).tolist()))
+    return CopyIndex(zip(numbers.tolist(), texts, strict=True), threshold)
 
 
 def _join_training(index: CopyIndex, moved: set[int], split: np.ndarray, training_split: np.ndarray) -> None:
