@@ -201,9 +201,14 @@ def _clean(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from sbp_jax.data import corpus_export
     from sbp_jax.training import exchange
 
     pipeline = _pipeline(options)
+    if options.corpus is not None:
+        for file in corpus_export.export(pipeline.experiment, pipeline.artifact, options):
+            print(file)
+        return
     models = [name for name, node in pipeline.nodes.items() if node.stage in ("train", "tune")]
     name = exchange.choose(options.model, models)
     trained, tokenizer = pipeline.artifact(name), pipeline.artifact("tokenizer")
@@ -336,12 +341,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(command=_evaluate)
     task_command.add_options(evaluate)
-    exported = add("export", "write a finished model with its tokenizer as a Hugging Face folder", _export)
-    exported.add_argument("--model", required=True, metavar="NAME", help="an arm, a stage instance, or synthesizer")
+    exported = add("export", "write a finished model, or the corpus of an arm, as a Hugging Face folder", _export)
+    what = exported.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="NAME", help="an arm, a stage instance, or synthesizer")
+    what.add_argument("--corpus", metavar="ARM", help="the documents that an arm reads, with a data card")
     exported.add_argument("--to", required=True, metavar="FOLDER", help="a folder that is empty or not there yet")
     exported.add_argument("--checkpoint", choices=("final", "best"), default="final", help="last, or by validation")
     exported.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights")
     exported.add_argument("--layout", choices=("qwen3", "llama", "qwen3-embedding"), help="default: the model's own")
+    exported.add_argument("--kind", choices=("mixed", "synthetic"), default="mixed", help="documents of a corpus")
+    exported.add_argument("--format", choices=("parquet", "jsonl"), default="parquet", help="of a corpus")
     text = "print the fields of a config whose base model is the one in a Hugging Face folder"
     imported = commands.add_parser("import", help=text, description=text)
     imported.add_argument("folder", help="holds config.json, safetensors and tokenizer.json")
