@@ -168,6 +168,9 @@ class Neighbors:
 class Pairs:
     """Which neighbours become ordered pairs (d1, d2)."""
 
+    # Pairs of one's own, Parquet or JSON Lines with the ids d1 and d2 and perhaps a similarity; None: neighbours are
+    # searched. Those of documents outside the capped set are left out; threshold, maximum and mutual do not apply.
+    path: str | None = field(default=None, metadata=NOT_IN_RECIPE)
     threshold: float = 0.75  # least inner product of the unit embeddings
     maximum: float = 1.0  # greatest inner product
     near_duplicate: float = 0.5  # 13-word-shingle containment at which a pair is dropped as a copy

@@ -150,6 +150,8 @@ def check(experiment: Experiment) -> None:
         "execution.profile_steps": execution.profile_steps,
         "execution.stall_seconds": execution.stall_seconds,
     }
+    where_set = {"corpus.max_characters": experiment.corpus.max_characters, "execution.workers": execution.workers}
+    positive |= {name: value for name, value in where_set.items() if value is not None}
     for section in ("training", "tuning"):
         values = getattr(experiment, section)
         for name in ("context", "batch_rows", "peak_lr", "clip", "evaluate_every"):

@@ -9,6 +9,7 @@ from etils import epath
 from sbp_jax.accounting import charges
 from sbp_jax.arms import SUFFIX, Source, TrainedArm, source, suffix, trained_arms
 from sbp_jax.config import BASE_ARM, Arm, Experiment
+from sbp_jax.data import own_pairs
 from sbp_jax.embedding import models
 from sbp_jax.nodes import Node, Nodes, same
 from sbp_jax.quality import questions
@@ -19,6 +20,7 @@ from sbp_jax.stages import (
     embed,
     filter,
     group,
+    import_pairs,
     ingest,
     judge,
     neighbors,
@@ -154,10 +156,17 @@ def _related_documents(nodes: Nodes) -> None:
         inputs |= {"base": _base(nodes), "tokenizer": "tokenizer"}
         config |= {"model": experiment.model, "settings": nodes.settings}
     nodes.add("embeddings", embed, inputs, config, partial(models.files, experiment.embedding))
-    nodes.add("neighbors", neighbors, same("embeddings"), {"neighbors": experiment.neighbors})
+    own = experiment.pairs.path
+    if own is None:
+        nodes.add("neighbors", neighbors, same("embeddings"), {"neighbors": experiment.neighbors})
+    else:
+        files = partial(own_pairs.files, own)
+        nodes.add("neighbors", import_pairs, same("documents", "splits"), {}, files, aside={"path": own})
     evaluations = _evaluations(experiment)
     nodes.add("screened", screen, same("documents", "splits"), {"evaluations": evaluations}, evaluations.files)
     config = {"pairs": experiment.pairs, "context": experiment.tuning.context}
+    if own is not None:  # what is related is not a matter of similarity
+        config["window"] = False
     nodes.add("pairs", pairs, same("neighbors", "screened", "tokens"), config)
     if any(entry.arm.layout == "in_context" for entry in nodes.arms):
         inputs = same("tokens", "splits", "documents", "tokenizer", "neighbors")

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Array, Float, Int
 
+FOUND = pa.schema([("query", pa.int64()), ("neighbor", pa.int64()), ("similarity", pa.float32())])  # of neighbours
 MISSING = -1  # where a search found too few; its similarity is minus infinity
 BLOCK = 1 << 20  # numbers that a thread gathers at a time
 GROUP = 8  # columns of which the greatest stands for all

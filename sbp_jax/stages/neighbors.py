@@ -25,7 +25,7 @@ from sbp_jax.parallel.mesh import build_mesh, one_host_mesh
 from sbp_jax.progress import progress
 from sbp_jax.search import backends, random_pairs
 from sbp_jax.search.audit import audit
-from sbp_jax.search.ranking import MISSING
+from sbp_jax.search.ranking import FOUND, MISSING
 from sbp_jax.search.vectors import Stored
 from sbp_jax.text import template
 
@@ -34,7 +34,6 @@ QUERIES_PER_SHARD = 10_000
 READ = 4096  # documents whose lengths are read at a time
 CHOICE = "choice.json"  # of the search, made once
 SCRATCH = "scratch"  # indexes and buckets of a run that goes on; gone once the artifact is complete
-SCHEMA = pa.schema([("query", pa.int64()), ("neighbor", pa.int64()), ("similarity", pa.float32())])
 
 
 def run(
@@ -160,7 +159,7 @@ def _write(writing: Writing, ordinals: np.ndarray, start: int, indices: np.ndarr
     queries = ordinals[start : start + len(indices)]
     query = np.broadcast_to(queries[:, None], indices.shape)[found]
     columns = {"query": query, "neighbor": ordinals[indices[found]], "similarity": similarities[found]}
-    parquet.write(writing, pa.table(columns, schema=SCHEMA))
+    parquet.write(writing, pa.table(columns, schema=FOUND))
     writing.stats = {"queries": len(indices), "missing": int(np.count_nonzero(~found))}
 
 
@@ -205,7 +204,7 @@ def _random(
             order = order[drawn[order] >= 0]
             columns = {"query": d1[order], "neighbor": stored.ordinals[drawn[order]]}
             with output.writing(name) as writing:
-                parquet.write(writing, pa.table(columns | {"similarity": similarities[order]}, schema=SCHEMA))
+                parquet.write(writing, pa.table(columns | {"similarity": similarities[order]}, schema=FOUND))
                 writing.stats = {"pairs": len(d1), "undrawn": len(d1) - len(order)}
             counter.advance()
     return {"backend": "random", "backend_reason": "the control of random pairs", "threshold": threshold}

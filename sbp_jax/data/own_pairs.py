@@ -1,0 +1,129 @@
+"""Pairs that the user brings: Parquet or JSON Lines with the ids `d1` and `d2`, and perhaps a `similarity`.
+
+Memory holds the pairs, some 40 bytes each, and one shard of the documents.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+import xxhash
+from etils import epath
+
+from sbp_jax.artifacts import Artifact, parquet
+from sbp_jax.errors import SbpError
+
+KINDS = (".parquet", ".jsonl", ".jsonl.gz")
+SHOWN = 3  # examples in a message
+PAIR = np.dtype([("d1", "<u8"), ("d2", "<u8"), ("similarity", "<f4")])
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The pairs of capped documents, by d1 and falling similarity, and how many others there were.
+
+    Attributes:
+      d1, d2: ordinals, int64.
+      similarity: float32; 1 where none was given.
+      uncapped: pairs with a document that is not in the capped set.
+      repeated: pairs that were there before, or of a document with itself.
+    """
+
+    d1: np.ndarray
+    d2: np.ndarray
+    similarity: np.ndarray
+    uncapped: int
+    repeated: int
+
+
+def files(path: str) -> list[epath.Path]:
+    """The file, or all files of these kinds in a folder, in order.
+
+    Raises:
+      SbpError: there is none.
+    """
+    given = epath.Path(path).expanduser()
+    listed = sorted(given.iterdir()) if given.is_dir() else [given] if given.exists() else []
+    if not (found := [file for file in listed if file.name.endswith(KINDS)]):
+        raise SbpError(f"pairs.path is {path}; it must be a file, or a folder of files, of kind {', '.join(KINDS)}")
+    return found
+
+
+def join(path: str, documents: Artifact, splits: Artifact) -> Joined:
+    """Reads the pairs and finds their documents.
+
+    Raises:
+      SbpError: a file that cannot be read or lacks a column, an id that no document has, a similarity that is no
+        number, or no pair of two capped documents.
+    """
+    examples: dict[int, str] = {}
+    pairs = np.concatenate([np.empty(0, PAIR), *_read(files(path), examples)])
+    wanted = np.unique(np.concatenate([pairs["d1"], pairs["d2"]]))
+    ordinals, capped = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.bool_)
+    shards = zip(parquet.tables(documents, ["ordinal", "id"]), parquet.tables(splits, ["split"]), strict=True)
+    for table, split in shards:
+        hashes = np.array([_hash(text) for text in table["id"].to_pylist()], np.uint64)
+        places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+        rows = np.flatnonzero(wanted[places] == hashes) if len(wanted) else np.empty(0, np.int64)
+        ordinals[places[rows]] = table["ordinal"].to_numpy()[rows]
+        capped[places[rows]] = split["split"].to_numpy(zero_copy_only=False)[rows] == "capped"
+    _demand_known(path, wanted[ordinals < 0], examples)
+    first, second = (np.searchsorted(wanted, pairs[name]) for name in ("d1", "d2"))
+    inside = capped[first] & capped[second]
+    d1, d2, similarity = ordinals[first][inside], ordinals[second][inside], pairs["similarity"][inside]
+    order = np.lexsort((d2, -similarity, d1))
+    d1, d2, similarity = d1[order], d2[order], similarity[order]
+    _, kept = np.unique(np.stack([d1, d2]), axis=1, return_index=True)
+    kept = np.sort(kept[d1[kept] != d2[kept]])
+    if not len(kept):
+        raise SbpError(
+            f"{path} holds no pair of two documents of the capped set; raise splits.capped, or set splits.by"
+        )
+    return Joined(d1[kept], d2[kept], similarity[kept], int(np.sum(~inside)), len(d1) - len(kept))
+
+
+def _hash(text: str) -> int:
+    """As ingestion tells ids from one another."""
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def _read(found: list[epath.Path], examples: dict[int, str]) -> Iterator[np.ndarray]:
+    """The pairs of each file by the hashes of their ids; the ids go to the examples."""
+    for file in found:
+        try:
+            if file.name.endswith(".parquet"):
+                with file.open("rb") as stream:
+                    table = pq.read_table(stream)
+            else:
+                table = pyarrow.json.read_json(pa.input_stream(str(file), compression="detect"))
+        except (pa.ArrowException, OSError) as error:
+            raise SbpError(f"{file} cannot be read ({error}); write it again") from error
+        if missing := [name for name in ("d1", "d2") if name not in table.column_names]:
+            columns = ", ".join(table.column_names)
+            raise SbpError(
+                f"{file} has no column {missing[0]}, only {columns}; it must have d1 and d2, ids of documents"
+            )
+        part = np.ones(table.num_rows, PAIR)
+        for name in ("d1", "d2"):
+            texts = table[name].cast(pa.string()).fill_null("").to_pylist()
+            part[name] = [_hash(text) for text in texts]
+            examples.update(zip(part[name].tolist(), texts, strict=True))
+        if "similarity" in table.column_names:
+            part["similarity"] = table["similarity"].cast(pa.float32()).to_numpy()
+        if not np.isfinite(part["similarity"]).all():
+            row = int(np.flatnonzero(~np.isfinite(part["similarity"]))[0])
+            raise SbpError(f"{file}: the similarity of pair {row + 1} is no number; give all pairs one, or none")
+        yield part
+
+
+def _demand_known(path: str, unknown: np.ndarray, examples: dict[int, str]) -> None:
+    if len(unknown):
+        names = ", ".join(repr(examples[int(one)]) for one in unknown[:SHOWN]) + (
+            ", ..." if len(unknown) > SHOWN else ""
+        )
+        raise SbpError(
+            f"{path} names {len(unknown):,} ids that no document has ({names}); check corpus.id_field, or take them out"
+        )
