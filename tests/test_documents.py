@@ -290,3 +290,63 @@ def test_a_split_is_read_from_its_field_and_an_unknown_one_is_a_counted_skip(tmp
     assert table["split"].to_pylist() == ["capped", None, "test"] and artifact.stats["skipped_unknown_split"] == 1
     with pytest.raises(SbpError, match="'train'; a split is validation, test, capped, oracle, unused"):
         run(tmp_path / "strict", replace(corpus, max_skipped=0.0))
+
+
+def test_what_datasets_saves_is_read_and_its_own_json_is_not(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"id": f"row {n}", "text": f"text {n}", "metadata": {"url": f"site {n % 2}"}} for n in range(2500)]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    corpus = Corpus(paths=(str(tmp_path / "saved"),), source_field="metadata.url")
+    found = parquet.read(run(tmp_path / "out", corpus)).to_pylist()
+    assert [(row["id"], row["text"], row["source"]) for row in found] == [
+        (row["id"], row["text"], row["metadata"]["url"]) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("writer", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_both_formats_of_arrow_are_read_and_damage_is_told(tmp_path, writer):
+    table = pa.table({"id": [str(n) for n in range(5000)], "text": [f"text {n}" for n in range(5000)]})
+    path = tmp_path / "a.arrow"
+    with path.open("wb") as stream, writer(stream, table.schema) as written:
+        written.write_table(table, max_chunksize=2000)
+    assert parquet.read(run(tmp_path / "out", Corpus(paths=(str(path),))))["text"].to_pylist() == [
+        f"text {n}" for n in range(5000)
+    ]
+    path.write_bytes(path.read_bytes()[:-20_000])
+    with pytest.raises(SbpError, match="cannot be read to its end"):
+        run(tmp_path / "damaged", Corpus(paths=(str(path),)))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_field_inside_another_is_named_with_a_dot(tmp_path, kind):
+    """As datatrove writes: the text and the id at the top, the rest under metadata."""
+    rows = [
+        {"text": "one", "id": "a", "metadata": {"url": "site", "n": 1}},
+        {"text": "two", "id": "b", "metadata": None},
+    ]
+    if kind == "jsonl":
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    corpus = Corpus(paths=(str(tmp_path / f"a.{kind}"),), source_field="metadata.url", max_skipped=1.0)
+    assert parquet.read(run(tmp_path / "out", corpus))["source"].to_pylist() == ["site", f"a.{kind}"]
+    (found,) = run(tmp_path / "inside", replace(corpus, text_field="metadata.url")).files[0:1]
+    assert found.rows == 1, "a text may be inside as well"
+
+
+def test_long_documents_are_cut_between_paragraphs_and_lose_no_word(tmp_path):
+    paragraphs = [f"Paragraph {n}. " + "word " * (4 + 7 * n % 8) for n in range(90)]
+    texts = ["\n\n".join(paragraphs), "short", "x" * 1000]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"id": str(n), "text": t}) + "\n" for n, t in enumerate(texts))
+    )
+    corpus = Corpus(paths=(str(tmp_path / "a.jsonl"),), max_characters=300)
+    rows = parquet.read(run(tmp_path / "out", corpus)).to_pylist()
+    assert all(len(row["text"]) <= 300 for row in rows)
+    for number, text in enumerate(texts):
+        own = [row for row in rows if row["id"].split("#")[0] == str(number)]
+        assert "".join("".join(row["text"] for row in own).split()) == "".join(text.split())
+        assert [row["id"] for row in own] == (
+            [str(number)] if len(own) == 1 else [f"{number}#{n}" for n in range(len(own))]
+        )
+    assert all(row["text"].startswith("Paragraph") for row in rows if row["id"].startswith("0#"))

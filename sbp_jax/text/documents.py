@@ -1,4 +1,4 @@
-"""Reading documents from files: JSON Lines (plain, gzip, zstd), Parquet, folders of plain text.
+"""Reading documents from files: JSON Lines (plain, gzip, zstd), Parquet, Arrow, folders of plain text.
 
 Every record becomes a `Document` or a `Skipped` with its place and reason; nothing is dropped in silence. Blank lines
 are no records.
@@ -10,7 +10,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO, Any
@@ -26,13 +26,16 @@ from sbp_jax.text.record_text import Missing, NoText, RecordText
 
 SPLITS = ("validation", "test", "capped", "oracle", "unused")
 SHOWN = 20  # names listed in an error message
+ABSENT = object()
 
 LINES = tuple(f".{name}{packing}" for name in ("jsonl", "json", "ndjson") for packing in ("", ".gz", ".zst"))
-DATA = (*LINES, ".parquet")
+ARROW = (".parquet", ".arrow")  # .arrow: as `save_to_disk` of `datasets` writes it, a stream, or an IPC file
+DATA = (*LINES, *ARROW)
 TEXT = (".txt", ".md")
-KINDS = ".jsonl, .json, .ndjson (each also .gz or .zst), .parquet, .txt, .md"
+KINDS = ".jsonl, .json, .ndjson (each also .gz or .zst), .parquet, .arrow, .txt, .md"
 BLOCK = 1 << 17  # compressed bytes read at a time
-BATCH = 1024  # Parquet rows read at a time
+BATCH = 1024  # rows of a table read at a time
+IPC_FILE = b"ARROW1"  # begins the file format of Arrow; its stream has no such mark
 SCHEMA = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in ("id", "source", "text"))])
 
 
@@ -96,10 +99,10 @@ def read(file: epath.Path, corpus: Corpus, template: RecordText | None = None) -
         .txt file holds is the field `text`.
 
     Raises:
-      SbpError: the file is cut off, damaged or not readable, or a Parquet file has no column for the text.
+      SbpError: the file is cut off, damaged or not readable, or a table has no column for the text.
     """
-    if file.name.lower().endswith(".parquet"):
-        yield from _parquet(file, corpus, template)
+    if file.name.lower().endswith(ARROW):
+        yield from _table(file, corpus, template)
     elif file.name.lower().endswith(TEXT):
         yield from _plain_text(file, corpus, template)
     else:
@@ -140,6 +143,9 @@ def _expand(name: str, field: str) -> list[epath.Path]:
             raise SbpError(f"{field}: {name} matches no file; check the pattern and the folder it starts from")
     else:
         raise SbpError(f"{field}: {name} does not exist; check the path")
+    tables = [file for file in files if file.name.lower().endswith(".arrow")]
+    if tables:  # the .json files that `save_to_disk` writes beside them are no documents
+        return tables
     data = [file for file in files if file.name.lower().endswith(DATA)]
     return data or [file for file in files if file.name.lower().endswith(TEXT)]
 
@@ -224,15 +230,14 @@ def _from_json(
 def _from_fields(
     record: Mapping[str, Any], file: epath.Path, number: int, corpus: Corpus, template: RecordText | None
 ) -> Document | Skipped:
-    identity = record.get(corpus.id_field) if corpus.id_field is not None else None
-    origin = record.get(corpus.source_field) if corpus.source_field is not None else None
+    identity, origin = _field(record, corpus.id_field), _field(record, corpus.source_field)
     if corpus.source_pattern is not None and (found := re.search(corpus.source_pattern, str(origin or ""))):
         origin = found.group()
     if template is None:
-        if corpus.text_field not in record:
+        text = _field(record, corpus.text_field, ABSENT)
+        if text is ABSENT:
             return Skipped(str(file), number, "no_text_field", f"fields: {_some(record)}")
-        split = record.get(corpus.split_field) if corpus.split_field is not None else None
-        return _document(record[corpus.text_field], identity, origin, file, number, split)
+        return _document(text, identity, origin, file, number, _field(record, corpus.split_field))
     try:
         given = template.given.render(record) if template.given else ""
         return _document(given + template.render(record), identity, origin, file, number, given=len(given))
@@ -240,6 +245,15 @@ def _from_fields(
         return Skipped(str(file), number, "no_text_field", f"{missing}; fields: {_some(record)}")
     except NoText as found:
         return Skipped(str(file), number, "text_not_a_string", str(found))
+
+
+def _field(record: Mapping[str, Any], name: str | None, default: Any = None) -> Any:
+    """A field of a record, or of one inside it: metadata.url, where no field is named so itself."""
+    if name is None or name in record:
+        return default if name is None else record[name]
+    first, _, rest = name.partition(".")
+    inside = record.get(first)
+    return _field(inside, rest, default) if rest and isinstance(inside, Mapping) else default
 
 
 def _some(names: Iterable[str]) -> str:
@@ -268,22 +282,23 @@ def _document(
     return Document(name or content_id(text), text, number, source, split, given)
 
 
-def _parquet(file: epath.Path, corpus: Corpus, template: RecordText | None) -> Iterator[Document | Skipped]:
+def _table(file: epath.Path, corpus: Corpus, template: RecordText | None) -> Iterator[Document | Skipped]:
+    """The records of a Parquet or an Arrow file."""
     with file.open("rb") as stream:
         try:
-            table = pq.ParquetFile(stream)
-            names = table.schema_arrow.names
+            names, batches = _batches(stream, file)
             needed = (corpus.text_field,) if template is None else template.fields
             for name in needed:
-                if names.count(name) != 1:
-                    count = "no column" if name not in names else "several columns"
+                if names.count(_column(name, names)) != 1:
+                    count = "several columns" if name in names else "no column"
                     setting = "set corpus.text_field to" if template is None else "the template may name"
                     raise SbpError(f"{file} has {count} {name!r}; {setting} one of: {_some(names)}")
             keys = () if template is None else template.keys
             wanted = (*needed, *keys, corpus.id_field, corpus.source_field, corpus.split_field)
-            columns = list(dict.fromkeys(name for name in wanted if name is not None and name in names))
+            found = (_column(name, names) for name in wanted if name is not None)
+            columns = list(dict.fromkeys(name for name in found if name in names))
             number = 0
-            for batch in table.iter_batches(BATCH, columns=columns):
+            for batch in batches(columns):
                 values = [_values(batch.column(name)) for name in columns]
                 for row in zip(*values, strict=True):
                     number += 1
@@ -295,6 +310,29 @@ def _parquet(file: epath.Path, corpus: Corpus, template: RecordText | None) -> I
                     yield _from_fields(dict(zip(columns, fields, strict=True)), file, number, corpus, template)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise SbpError(_unreadable(file, error)) from error
+
+
+def _column(field: str, names: Sequence[str]) -> str:
+    """The column that holds a field: metadata for metadata.url."""
+    return field if field in names else field.partition(".")[0]
+
+
+def _batches(stream: IO[bytes], file: epath.Path) -> tuple[list[str], Callable[[list[str]], Iterator[pa.RecordBatch]]]:
+    """The columns of a table, and how to read some of them, a bounded number of rows at a time."""
+    if file.name.lower().endswith(".parquet"):
+        table = pq.ParquetFile(stream)
+        return table.schema_arrow.names, lambda columns: table.iter_batches(BATCH, columns=columns)
+    is_file = stream.read(len(IPC_FILE)) == IPC_FILE
+    stream.seek(0)
+    reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
+
+    def read(columns: list[str]) -> Iterator[pa.RecordBatch]:
+        whole = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else reader
+        for batch in whole:
+            chosen = batch.select(columns)
+            yield from (chosen.slice(start, BATCH) for start in range(0, chosen.num_rows, BATCH))
+
+    return reader.schema.names, read
 
 
 def _values(column: pa.Array) -> list[Any]:
