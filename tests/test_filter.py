@@ -15,6 +15,7 @@ from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
 from sbp_jax.config import Execution, Filters
 from sbp_jax.data import synthetic
 from sbp_jax.errors import SbpError
+from sbp_jax.parallel import executor
 from sbp_jax.stages import filter as stage
 from sbp_jax.stages import screen
 from sbp_jax.text.contamination import Evaluations
@@ -107,10 +108,16 @@ def _run(folder: Path, shards: list[list[dict[str, Any]]], filters: Filters = FI
     return _filter(folder, _inputs(folder, shards), filters, output)
 
 
-def _filter(folder: Path, inputs: dict[str, Artifact], filters: Filters = FILTERS, output: str = "out") -> Artifact:
+def _filter(
+    folder: Path,
+    inputs: dict[str, Artifact],
+    filters: Filters = FILTERS,
+    output: str = "out",
+    execution: Execution | None = None,
+) -> Artifact:
     target = Output(epath.Path(folder / output), Recipe("filter", 1, {}, {}), "filter")
     sets = Evaluations((str(folder / "set.jsonl"),))
-    return stage.run(target, **inputs, evaluations=sets, filters=filters, execution=Execution())
+    return stage.run(target, **inputs, evaluations=sets, filters=filters, execution=execution or Execution())
 
 
 def _verdicts(artifact: Artifact) -> dict[str, str]:
@@ -273,6 +280,14 @@ def test_a_run_killed_at_every_file_resumes_to_the_same_bytes(tmp_path: Path) ->
     assert (resumed.files, resumed.stats) == (whole.files, whole.stats)
     (tmp_path / "resumed" / "part-00002.parquet").unlink()
     assert _filter(tmp_path, inputs, output="resumed").files == whole.files
+
+
+def test_processes_write_the_bytes_that_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = _inputs(tmp_path, _shards())
+    alone = _filter(tmp_path, inputs, execution=Execution(workers=1))
+    monkeypatch.setattr(executor, "POOL_SECONDS", 0.0)
+    made = _filter(tmp_path, inputs, output="processes", execution=Execution(workers=2))
+    assert (made.files, made.stats) == (alone.files, alone.stats)
 
 
 def test_a_bloom_filter_gives_the_verdicts_of_the_exact_index_and_says_its_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Kept in a scratch folder, shard by shard, so that a killed run finds what it had finished.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,15 @@ from etils import epath
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.data.screened import Ragged, mapped, save
 from sbp_jax.data.shingle_index import ShingleIndex, build, is_exact
+from sbp_jax.data.shingle_index import opened as opened_index
 from sbp_jax.progress import progress
 from sbp_jax.text.language import UNDETERMINED
 from sbp_jax.text.shingles import among, shingle_sets, words
 
 BATCH = 256  # documents whose words are hashed at a time
 HELD_OUT = ("validation", "test")
+INDEXES = ("capped", "held-out")  # names of their files
+KEPT, LANGUAGES = "references.json", "languages.npy"
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,27 @@ def references(
     _hash(scratch, documents, splits, read)
     shards = len(documents.shards(".parquet"))
     ordered = [_sorted(scratch, index, path) for index, path in enumerate(screened.shards(".npy", "hashes"))]
-    held_out = _files(scratch, "held-out", shards)
+    held_out = _files(scratch.path, "held-out", shards)
     exact = is_exact(kind, sum(len(mapped(file)) for file in (*ordered, *held_out)))
     names, languages = _languages(screened, documents.rows)
-    return References(
-        Ragged(_files(scratch, "words", shards), _files(scratch, "offsets", shards)),
-        build(scratch, "capped", ordered, exact),
-        build(scratch, "held-out", held_out, exact),
-        names,
-        languages,
-    )
+    save(scratch, LANGUAGES, languages)
+    built = {name: build(scratch, name, files, exact) for name, files in zip(INDEXES, (ordered, held_out), strict=True)}
+    counts = {
+        name: {"shingles": index.shingles, "false_positives": index.false_positives} for name, index in built.items()
+    }
+    if not scratch.has(KEPT):
+        with scratch.writing(KEPT) as writing:
+            told = {"shards": shards, "exact": exact, "language_names": names, "indexes": counts}
+            writing.path.write_text(json.dumps(told))
+    return opened(scratch.path)
+
+
+def opened(folder: epath.Path) -> References:
+    """The real documents as `references` kept them in this folder."""
+    told = json.loads((folder / KEPT).read_text())
+    capped, held_out = (opened_index(folder, name, told["exact"], **told["indexes"][name]) for name in INDEXES)
+    read = Ragged(*(_files(folder, kind, told["shards"]) for kind in ("words", "offsets")))
+    return References(read, capped, held_out, told["language_names"], mapped(folder / LANGUAGES))
 
 
 def _hash(scratch: Output, documents: Artifact, splits: Artifact, read: np.ndarray) -> None:
@@ -107,8 +122,8 @@ def _sorted(scratch: Output, index: int, path: epath.Path) -> epath.Path:
     return scratch.path / name
 
 
-def _files(scratch: Output, kind: str, shards: int) -> list[epath.Path]:
-    return [scratch.path / f"{kind}-{index:05d}.npy" for index in range(shards)]
+def _files(folder: epath.Path, kind: str, shards: int) -> list[epath.Path]:
+    return [folder / f"{kind}-{index:05d}.npy" for index in range(shards)]
 
 
 def _languages(screened: Artifact, documents: int) -> tuple[list[str], np.ndarray]:

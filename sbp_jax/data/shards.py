@@ -18,6 +18,7 @@ def make(
     execution: Execution,
     counter: Counter,
     sizes: Sequence[int],
+    divided: bool = True,
 ) -> None:
     """Makes the files of all shards that an earlier run did not finish.
 
@@ -28,8 +29,9 @@ def make(
       names: the files of each shard.
       work: writes all of them, given an output and the number of a shard; picklable.
       sizes: units that each shard counts for.
+      divided: whether the stage is run by all hosts and tasks; otherwise this process makes all shards.
     """
-    index, count = hosts.share()
+    index, count = hosts.share() if divided else (0, 1)
     own = range(index, len(names), count)
     output.divide([name for number in own for name in names[number]], [name for shard in names for name in shard])
     todo = []

@@ -81,12 +81,16 @@ def build(scratch: Output, name: str, files: Sequence[epath.Path], exact: bool) 
                 table[:] = 0
                 for part in parts:
                     _set(table, part)
-    table = mapped(scratch.path / f"{name}-filter.npy")
-    if not exact:
-        return ShingleIndex(table, None, shingles, _false_positives(table))
-    if not scratch.has(f"{name}-all.npy"):
+    if exact and not scratch.has(f"{name}-all.npy"):
         save_parts(scratch, f"{name}-all.npy", parts)
-    return ShingleIndex(table, mapped(scratch.path / f"{name}-all.npy"), shingles, 0.0)
+    false_positives = 0.0 if exact else _false_positives(mapped(scratch.path / f"{name}-filter.npy"))
+    return opened(scratch.path, name, exact, shingles, false_positives)
+
+
+def opened(folder: epath.Path, name: str, exact: bool, shingles: int, false_positives: float) -> ShingleIndex:
+    """An index that `build` made in this folder."""
+    hashes = mapped(folder / f"{name}-all.npy") if exact else None
+    return ShingleIndex(mapped(folder / f"{name}-filter.npy"), hashes, shingles, false_positives)
 
 
 def _blocks(hashes: np.ndarray, blocks: int) -> np.ndarray:

@@ -23,6 +23,7 @@ for which nothing was read has no seed, and rules 6, 7, 11 and 12 do not apply t
 
 import json
 from collections import Counter
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ from etils import epath
 from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Filters
-from sbp_jax.data import earlier_copies
-from sbp_jax.data.references import References, references
+from sbp_jax.data import earlier_copies, shards
+from sbp_jax.data.references import References, opened, references
 from sbp_jax.data.screened import Ragged, mapped, save
 from sbp_jax.data.synthetic_scores import score
 from sbp_jax.data.verdicts import ACCEPTED, by_itself, trimmed, with_copies
@@ -82,8 +83,8 @@ def run(
     Raises:
       SbpError: nothing is accepted, or a file of an evaluation set cannot be read.
     """
-    shards = len(synthesized.shards(".parquet"))
-    names = [f"{kind}-{index:05d}.parquet" for kind in ("part", "rejected") for index in range(shards)]
+    count = len(synthesized.shards(".parquet"))
+    names = [f"{kind}-{index:05d}.parquet" for kind in ("part", "rejected") for index in range(count)]
     scratch = Output(output.path / "scratch", output.recipe, output.label)
     if synthesized.rows and not all(map(output.has, [INDEX, *names])):
         items = contamination.read(evaluations)
@@ -91,7 +92,8 @@ def run(
         kind = _index(output)["index"] if output.has(INDEX) else filters.index
         compared = references(scratch, documents, splits, screened, _read(scratch, synthesized), kind)
         _write_index(output, compared)
-        _score_all(scratch, synthesized, compared, items, filters)
+        _score_all(scratch, synthesized, items, filters, execution)
+        _compared.cache_clear()
         _judge_all(output, scratch, synthesized, filters)
     verdicts = _verdicts(output, names)
     scratch.path.rmtree()
@@ -111,36 +113,47 @@ def _read(scratch: Output, synthesized: Artifact) -> np.ndarray:
 
 
 def _score_all(
-    scratch: Output, synthesized: Artifact, compared: References, items: contamination.Items, filters: Filters
+    scratch: Output, synthesized: Artifact, items: contamination.Items, filters: Filters, execution: Execution
 ) -> None:
     """Writes for each shard the scores with the verdict by rules 1 to 11, the shingles, and their sketches."""
-    first = 0
+    rows = parquet.shard_rows(synthesized)
+    names = [_scored(number) for number in range(len(rows))]
+    work = partial(_score, folder=scratch.path, synthesized=synthesized, items=items, filters=filters)
     with progress(f"{scratch.label}: scores", synthesized.rows, "documents") as counter:
-        for index, path in enumerate(synthesized.shards(".parquet")):
-            shingles, starts, sketches = (f"{kind}-{index:05d}.npy" for kind in (*ARRAYS, "sketches"))
-            if all(map(scratch.has, (shingles, starts, sketches, f"scored-{index:05d}.parquet"))):
-                counter.skip(count := parquet.rows(path))
-                first += count
-                continue
-            table = parquet.table(path, ["text", "finish", "conditioning", "seed"])
-            kept, removed = trimmed(table["text"].to_pylist(), table["finish"].to_pylist(), filters)
-            scored = score(kept, table["seed"].to_pylist(), table["conditioning"].to_pylist(), compared, items)
-            verdicts = by_itself(scored.rows, table["finish"].to_pylist(), kept, filters)
-            save(scratch, shingles, scored.shingles)
-            save(scratch, starts, np.concatenate(([0], np.cumsum(scored.counts))))
-            sketched = scored.shingles, scored.counts, verdicts == ACCEPTED
-            earlier_copies.save_sketches(scratch, sketches, first, *sketched)
-            rows = pa.table({"trimmed": pa.array(removed, pa.string()), "seed": table["seed"]})
-            for name in scored.rows.schema.names:
-                rows = rows.append_column(name, scored.rows[name])
-            rows = rows.append_column("verdict", pa.array(verdicts.tolist(), pa.string()))
+        shards.make(scratch, names, work, execution, counter, rows, divided=False)
 
-            def write(writing: Writing, rows: pa.Table = rows) -> None:
-                parquet.write(writing, rows)
 
-            scratch.shard(index, ".parquet", write, prefix="scored")
-            counter.advance(table.num_rows)
-            first += table.num_rows
+def _scored(number: int) -> list[str]:
+    return [f"{kind}-{number:05d}.npy" for kind in (*ARRAYS, "sketches")] + [f"scored-{number:05d}.parquet"]
+
+
+_compared = lru_cache(maxsize=1)(opened)
+
+
+def _score(
+    output: Output,
+    number: int,
+    folder: epath.Path,
+    synthesized: Artifact,
+    items: contamination.Items,
+    filters: Filters,
+) -> None:
+    """Scores one shard."""
+    table = parquet.shard(synthesized, number, ["text", "finish", "conditioning", "seed"])
+    kept, removed = trimmed(table["text"].to_pylist(), table["finish"].to_pylist(), filters)
+    read = table["seed"].to_pylist(), table["conditioning"].to_pylist()
+    scored = score(kept, *read, _compared(folder), items)
+    verdicts = by_itself(scored.rows, table["finish"].to_pylist(), kept, filters)
+    shingles, starts, sketches, last = _scored(number)
+    save(output, shingles, scored.shingles)
+    save(output, starts, np.concatenate(([0], np.cumsum(scored.counts))))
+    first = sum(parquet.shard_rows(synthesized)[:number])
+    earlier_copies.save_sketches(output, sketches, first, scored.shingles, scored.counts, verdicts == ACCEPTED)
+    rows = pa.table({"trimmed": pa.array(removed, pa.string()), "seed": table["seed"]})
+    for name in scored.rows.schema.names:
+        rows = rows.append_column(name, scored.rows[name])
+    with output.writing(last) as writing:
+        parquet.write(writing, rows.append_column("verdict", pa.array(verdicts.tolist(), pa.string())))
 
 
 def _judge_all(output: Output, scratch: Output, synthesized: Artifact, filters: Filters) -> None:
