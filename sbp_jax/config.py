@@ -17,7 +17,7 @@ class Corpus:
 
     paths: tuple[str, ...] = field(
         default=(), metadata=NOT_IN_RECIPE
-    )  # files, folders or globs: .jsonl or .json lines (.gz, .zst), .parquet, .arrow, folders of .txt
+    )  # files, folders or globs: .jsonl or .json lines (.gz, .zst), .parquet, .arrow, .array_record, folders of .txt
     text_field: str = "text"  # field that holds the document
     id_field: str | None = "id"  # field that holds a unique id; None: a hash of the text
     source_field: str | None = "source"  # field that says where the document is from; without it: its file's name

@@ -350,3 +350,50 @@ def test_long_documents_are_cut_between_paragraphs_and_lose_no_word(tmp_path):
             [str(number)] if len(own) == 1 else [f"{number}#{n}" for n in range(len(own))]
         )
     assert all(row["text"].startswith("Paragraph") for row in rows if row["id"].startswith("0#"))
+
+
+def test_a_tensorflow_dataset_is_read_without_tensorflow(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    import sys
+
+    class Texts(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path, url_infos = tmp_path, {}  # it has no source code to look beside
+
+        def _info(self):
+            text = tfds.features.Text()
+            features = tfds.features.FeaturesDict({"text": text, "id": text, "meta": {"url": text}})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(2500), "test": self._generate_examples(3)}
+
+        def _generate_examples(self, count):
+            for n in range(count):
+                yield str(n), {"text": f"text {n} ü", "id": f"{n} of {count}", "meta": {"url": f"site {n % 2}"}}
+
+    builder = Texts(data_dir=str(tmp_path / "tfds"), file_format="array_record")
+    builder.download_and_prepare()
+    train = f"{builder.data_dir}/*-train.array_record*"
+    found = parquet.read(run(tmp_path / "out", Corpus(paths=(train,), source_field="meta.url"))).to_pylist()
+    assert {(row["id"], row["text"], row["source"]) for row in found} == {
+        (f"{n} of 2500", f"text {n} ü", f"site {n % 2}") for n in range(2500)
+    }
+    assert run(tmp_path / "all", Corpus(paths=(str(builder.data_dir),))).rows == 2503, "a folder is all of its splits"
+    assert "tensorflow" not in sys.modules
+
+
+def test_array_records_without_features_are_json_and_damage_is_told(tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    for record in (*RECORDS, "no object"):
+        writer.write(json.dumps(record).encode())
+    writer.close()
+    (tmp_path / "notes.json").write_text("[1]")
+    artifact = run(tmp_path / "out", Corpus(paths=(str(tmp_path),), max_skipped=1.0))
+    assert parquet.read(artifact)["id"].to_pylist() == [record["id"] for record in RECORDS]
+    assert artifact.stats["skipped_not_an_object"] == 1
+    (tmp_path / "a.array_record").write_bytes(b"x" * 100_000)
+    with pytest.raises(SbpError, match="cannot be read to its end"):
+        run(tmp_path / "damaged", Corpus(paths=(str(tmp_path),)))

@@ -14,7 +14,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 LONGEST = 450  # lines of a file; past it, ask what the second idea is
 CODE = ("sbp_jax", "tests", "configs", "benchmarks", "launch", ".ci")
-EXTRAS = ("dev", "eval", "tpu", "cuda", "seqio", "interop")
+EXTRAS = ("dev", "eval", "ray", "tfds", "tpu", "cuda", "seqio", "interop")
 MACHINES = [
     {"python_version": python, "python_full_version": f"{python}.4", "sys_platform": system, "platform_machine": chip}
     for python in ("3.11", "3.12", "3.13")
@@ -90,7 +90,7 @@ def test_models_are_pinned_by_their_hash(name: str) -> None:
 
 def _machines(name: str) -> list[dict[str, str]]:
     """The machines a file is for: all of them, or Linux on x86-64 for the accelerators and TensorFlow."""
-    everywhere = name in ("", "dev", "eval")
+    everywhere = name in ("", "dev", "eval", "ray", "tfds")
     return [m for m in MACHINES if everywhere or (m["sys_platform"], m["platform_machine"]) == ("linux", "x86_64")]
 
 

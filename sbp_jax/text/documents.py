@@ -1,4 +1,4 @@
-"""Reading documents from files: JSON Lines (plain, gzip, zstd), Parquet, Arrow, folders of plain text.
+"""Reading documents from files: JSON Lines (plain, gzip, zstd), Parquet, Arrow, ArrayRecord, folders of plain text.
 
 Every record becomes a `Document` or a `Skipped` with its place and reason; nothing is dropped in silence. Blank lines
 are no records.
@@ -22,6 +22,7 @@ from etils import epath
 
 from sbp_jax.config import Corpus
 from sbp_jax.errors import SbpError
+from sbp_jax.text import array_records
 from sbp_jax.text.record_text import Missing, NoText, RecordText
 
 SPLITS = ("validation", "test", "capped", "oracle", "unused")
@@ -32,7 +33,7 @@ LINES = tuple(f".{name}{packing}" for name in ("jsonl", "json", "ndjson") for pa
 ARROW = (".parquet", ".arrow")  # .arrow: as `save_to_disk` of `datasets` writes it, a stream, or an IPC file
 DATA = (*LINES, *ARROW)
 TEXT = (".txt", ".md")
-KINDS = ".jsonl, .json, .ndjson (each also .gz or .zst), .parquet, .arrow, .txt, .md"
+KINDS = ".jsonl, .json, .ndjson (each also .gz or .zst), .parquet, .arrow, .array_record, .txt, .md"
 BLOCK = 1 << 17  # compressed bytes read at a time
 BATCH = 1024  # rows of a table read at a time
 IPC_FILE = b"ARROW1"  # begins the file format of Arrow; its stream has no such mark
@@ -103,6 +104,8 @@ def read(file: epath.Path, corpus: Corpus, template: RecordText | None = None) -
     """
     if file.name.lower().endswith(ARROW):
         yield from _table(file, corpus, template)
+    elif array_records.is_array_record(file.name):
+        yield from _array_records(file, corpus, template)
     elif file.name.lower().endswith(TEXT):
         yield from _plain_text(file, corpus, template)
     else:
@@ -134,7 +137,7 @@ def _expand(name: str, field: str) -> list[epath.Path]:
     if path.is_dir():
         files = _walk(path)
     elif path.exists():
-        return [path] if path.name.lower().endswith((*DATA, *TEXT)) else []
+        return [path] if _is_data(path) or path.name.lower().endswith(TEXT) else []
     elif any(sign in name for sign in "*?["):
         root = _root(name)
         pattern = "/".join(path.parts[len(root.parts) :])
@@ -143,11 +146,15 @@ def _expand(name: str, field: str) -> list[epath.Path]:
             raise SbpError(f"{field}: {name} matches no file; check the pattern and the folder it starts from")
     else:
         raise SbpError(f"{field}: {name} does not exist; check the path")
-    tables = [file for file in files if file.name.lower().endswith(".arrow")]
-    if tables:  # the .json files that `save_to_disk` writes beside them are no documents
-        return tables
-    data = [file for file in files if file.name.lower().endswith(DATA)]
+    data = [file for file in files if _is_data(file)]
+    for own in (lambda name: name.endswith(".arrow"), array_records.is_array_record):
+        if chosen := [file for file in data if own(file.name.lower())]:
+            return chosen  # the .json files that `datasets` and `tensorflow_datasets` write beside are no documents
     return data or [file for file in files if file.name.lower().endswith(TEXT)]
+
+
+def _is_data(file: epath.Path) -> bool:
+    return file.name.lower().endswith(DATA) or array_records.is_array_record(file.name)
 
 
 def _walk(folder: epath.Path) -> list[epath.Path]:
@@ -342,6 +349,17 @@ def _values(column: pa.Array) -> list[Any]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
     return column.to_pylist()
+
+
+def _array_records(file: epath.Path, corpus: Corpus, template: RecordText | None) -> Iterator[Document | Skipped]:
+    try:
+        for number, record in enumerate(array_records.records(file), start=1):
+            if isinstance(record, bytes):
+                yield _from_json(record, file, number, corpus, template)
+            else:
+                yield _from_fields(record, file, number, corpus, template)
+    except (ValueError, OSError) as error:
+        raise SbpError(_unreadable(file, error)) from error
 
 
 def _plain_text(file: epath.Path, corpus: Corpus, template: RecordText | None) -> Iterator[Document | Skipped]:
