@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
 from sbp_jax.config import Corpus, Execution
 from sbp_jax.errors import SbpError
 from sbp_jax.stages import ingest
+from sbp_jax.text import documents
 from sbp_jax.text.documents import Document, Skipped, content_id, read, source_files
 
 RECORDS = [{"id": f"d{i}", "text": f"Text number {i}, naïve\nsecond line \u2028 end"} for i in range(500)]
@@ -397,3 +399,23 @@ def test_array_records_without_features_are_json_and_damage_is_told(tmp_path):
     (tmp_path / "a.array_record").write_bytes(b"x" * 100_000)
     with pytest.raises(SbpError, match="cannot be read to its end"):
         run(tmp_path / "damaged", Corpus(paths=(str(tmp_path),)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_line_without_end_is_skipped_and_never_held(tmp_path, monkeypatch, name, last):
+    """A bomb: a small file that decompresses to one line, longer than memory if it were written for that."""
+    monkeypatch.setattr(documents, "LONGEST", 1 << 16)
+    lines = [json.dumps(record).encode() for record in RECORDS]
+    bomb = b'{"text": "' + b"a" * (1 << 24) + b'"}'
+    content = b"\n".join([*lines, bomb] if last else [lines[0], bomb, *lines[1:]])
+    packed = {"gz": gzip.compress, "zst": zstandard.compress}.get(name.rpartition(".")[2], bytes)(content)
+    (tmp_path / name).write_bytes(packed)
+    tracemalloc.start()
+    found = list(read(epath.Path(tmp_path / name), Corpus()))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [entry.id for entry in found if isinstance(entry, Document)] == [record["id"] for record in RECORDS]
+    (skipped,) = (entry for entry in found if isinstance(entry, Skipped))
+    assert (skipped.reason, skipped.line) == ("too_long", len(RECORDS) + 1 if last else 2)
+    assert peak < (1 << 22) or name.endswith(".zst"), "zstd gives what a block holds in one piece"

@@ -34,7 +34,8 @@ ARROW = (".parquet", ".arrow")  # .arrow: as `save_to_disk` of `datasets` writes
 DATA = (*LINES, *ARROW)
 TEXT = (".txt", ".md")
 KINDS = ".jsonl, .json, .ndjson (each also .gz or .zst), .parquet, .arrow, .array_record, .txt, .md"
-BLOCK = 1 << 17  # compressed bytes read at a time
+BLOCK = 1 << 12  # bytes of zstd read at a time, which decompress to at most 2^15 times as many
+LONGEST = 1 << 28  # bytes of a line
 BATCH = 1024  # rows of a table read at a time
 IPC_FILE = b"ARROW1"  # begins the file format of Arrow; its stream has no such mark
 SCHEMA = pa.schema([("ordinal", pa.int64()), *((name, pa.string()) for name in ("id", "source", "text"))])
@@ -59,7 +60,7 @@ class Skipped:
     Attributes:
       file: the file as the user named it.
       line: line, or Parquet row, counted from 1.
-      reason: not_json, not_an_object, no_text_field, text_not_a_string, empty, unknown_split or invalid_utf8.
+      reason: too_long, not_json, not_an_object, no_text_field, text_not_a_string, empty, unknown_split or invalid_utf8.
       detail: what was found instead, for people.
     """
 
@@ -110,7 +111,9 @@ def read(file: epath.Path, corpus: Corpus, template: RecordText | None = None) -
         yield from _plain_text(file, corpus, template)
     else:
         for number, line in enumerate(_lines(file), start=1):
-            if line.strip():
+            if line is None:
+                yield Skipped(str(file), number, "too_long", f"more than {LONGEST:,} bytes")
+            elif line.strip():
                 yield _from_json(line, file, number, corpus, template)
 
 
@@ -181,40 +184,55 @@ def _root(name: str) -> epath.Path:
     return epath.Path(*parts) if parts else epath.Path(".")
 
 
-def _lines(file: epath.Path) -> Iterator[bytes]:
+def _lines(file: epath.Path) -> Iterator[bytes | None]:
+    """The lines of a file; None for one that is too long."""
     name = file.name.lower()
     try:
         with file.open("rb") as stream:
             if name.endswith(".gz"):
-                yield from gzip.GzipFile(fileobj=stream)
+                yield from _bounded(gzip.GzipFile(fileobj=stream))
             elif name.endswith(".zst"):
                 yield from _zstd_lines(stream)
             else:
-                yield from stream
+                yield from _bounded(stream)
     except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
         raise SbpError(_unreadable(file, error)) from error
+
+
+def _bounded(stream: IO[bytes] | gzip.GzipFile) -> Iterator[bytes | None]:
+    """Lines of which no more is ever held than `LONGEST`: a few bytes of gzip may hold a line of any length."""
+    while line := stream.readline(LONGEST):
+        if len(line) < LONGEST or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(LONGEST)
+        yield None
 
 
 def _unreadable(file: epath.Path, error: Exception) -> str:
     return f"{file} cannot be read to its end ({error}); check its permissions, or copy or download it again"
 
 
-def _zstd_lines(stream: IO[bytes]) -> Iterator[bytes]:
+def _zstd_lines(stream: IO[bytes]) -> Iterator[bytes | None]:
     # zstandard's own stream reader takes the end of a truncated file for its proper end, so frames are followed here.
-    frame = None
-    rest = b""
+    frame, rest, too_long = None, b"", False
     while block := stream.read(BLOCK):
         while block:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             *lines, rest = (rest + frame.decompress(block)).split(b"\n")
-            yield from lines
+            for line in lines:
+                yield None if too_long or len(line) > LONGEST else line
+                too_long = False
+            if len(rest) > LONGEST:
+                rest, too_long = b"", True
             block = frame.unused_data if frame.eof else b""
             if frame.eof:
                 frame = None
     if frame is not None:
         raise EOFError("the last zstd frame has no end")
-    if rest:
-        yield rest
+    if rest or too_long:
+        yield None if too_long else rest
 
 
 def _from_json(
