@@ -321,11 +321,12 @@ def _parser() -> argparse.ArgumentParser:
     group = run.add_mutually_exclusive_group()
     group.add_argument("--until", metavar="STAGE", help="stop after this stage or stage instance")
     group.add_argument("--only", metavar="STAGE", help="run this stage or stage instance alone")
-    add("status", "show what is done, partial and missing", _status).add_argument("--json", action="store_true")
-    add("config", "print the resolved experiment and the numbers that follow from it", _config).add_argument(
-        "--json", action="store_true"
-    )
-    add("report", "print the results and the path of the report", _report).add_argument("--json", action="store_true")
+    for name, text, function in (
+        ("status", "show what is done, partial and missing", _status),
+        ("config", "print the resolved experiment and the numbers that follow from it", _config),
+        ("report", "print the results and the path of the report", _report),
+    ):
+        add(name, text, function).add_argument("--json", action="store_true", help="print JSON")
     compare_command.add_parser(commands)
     inspected = add(INSPECT, "show why pairs were kept or rejected, with samples of each verdict", _inspect)
     inspected.add_argument("--samples", type=int, default=2, metavar="N", help="of each verdict (default: 2)")
