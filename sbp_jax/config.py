@@ -32,7 +32,9 @@ class Corpus:
     max_skipped: float = field(
         default=0.01, metadata=NOT_IN_RECIPE
     )  # fraction of bad documents above which ingestion stops instead of skipping them
-    documents_per_shard: int = 50_000
+    documents_per_shard: int = (
+        50_000  # of what is read: a shard is what one task makes, and what a killed run does again
+    )
     tokens: int | None = field(
         default=None, metadata=NOT_IN_RECIPE
     )  # in the whole corpus, if known; `sbp config` prints what follows
@@ -50,7 +52,7 @@ class Splits:
     # together, and with them the pairs: a hash of texts at 1/20 leaves 1/400 of them.
     by: str = "text"
     near_duplicate: float = 0.5  # 13-word-shingle containment at which a held-out document counts as a training copy
-    seed: int = 0
+    seed: int = 0  # of the hashes
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,17 @@ class RopeScaling:
 class Model:
     """A Qwen3-dense decoder: RMSNorm, RoPE, grouped-query attention with QK-norm, SwiGLU."""
 
-    width: int = 128
+    width: int = 128  # of the hidden states
     layers: int = 4
-    heads: int = 2
-    kv_heads: int = 1
+    heads: int = 2  # of queries
+    kv_heads: int = 1  # of keys and values, which groups of query heads share
     head_dim: int = 64
-    ffn: int = 384
+    ffn: int = 384  # inner width of the feed-forward layers
     qk_norm: bool = True  # normalise each query and key; False: the decoder is Llama's
     rope_base: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-6
-    tied_embeddings: bool = True
+    tied_embeddings: bool = True  # whether the embedding is the unembedding too
     dtype: str = "float32"  # of activations and matrix products: float32 or bfloat16; weights stay float32
 
 
@@ -98,8 +100,8 @@ class Optimization:
     context: int = 256  # tokens a row
     batch_rows: int = 16  # rows a step, over all devices
     optimizer: str = "adamw"  # adamw, muon, or another of optax by its name, such as lion
-    peak_lr: float = 3e-3
-    final_lr: float = 3e-5
+    peak_lr: float = 3e-3  # learning rate after the warmup
+    final_lr: float = 3e-5  # at the end of the decay
     warmup: float = 0.05  # fraction of the steps, linear from 0
     schedule: str = "cosine"  # cosine, or wsd: warm-up, stable, decay
     decay: float = 0.2  # fraction of the steps in wsd's linear decay to final_lr
@@ -127,10 +129,10 @@ class Tuning(Optimization):
     base: str | None = field(
         default=None, metadata=NOT_IN_RECIPE
     )  # a Hugging Face folder to start from, `model` and `tokenizer` being its (`sbp import`); None: the repetition arm
-    context: int = 512
+    context: int = 512  # tokens of a row: of the documents that are read and the one that is written
     peak_lr: float = 1e-3
     final_lr: float = 1e-5
-    evaluate_every: int = 50
+    evaluate_every: int = 50  # steps between evaluations on the held-out pairs, of which the best model is kept
     epochs: float = 2.0  # passes over the training pairs
     conditioning: int = 1  # documents that are read before the one that is written, d1 to dk
     validation: float = 0.05  # fraction of the seed documents whose pairs are held out
@@ -192,11 +194,11 @@ class Synthesis:
     temperature: float = 1.0  # 0: the most probable token each time
     top_p: float = 0.9  # the least set of most probable tokens that holds this much probability is drawn from
     top_k: int = 0  # of the most probable tokens; 0: all
-    max_new_tokens: int = 256
+    max_new_tokens: int = 256  # of a document; one that is longer is cut off (finish = length)
     samples: int = 1  # documents of a seed in each pass over the seeds
     oversample: float = 1.5  # tokens to generate for each synthetic token that the arms need: filters reject some
     documents_per_shard: int = 512
-    seed: int = 0
+    seed: int = 0  # of the samples
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class Filters:
     """Which synthetic documents are kept; items of `pairs.decontaminate` are kept out of them too."""
 
     unfinished: str = "drop"  # documents cut by max_new_tokens: drop, trim (after the last sentence), or keep
-    min_words: int = 20
+    min_words: int = 20  # of a document
     max_words: int | None = None
     max_repetition: float = 0.2  # fraction of 4-word n-grams that repeat an earlier one of the document
     max_seed_run: int = 50  # words in a row that are also in a document which was read for it
@@ -246,7 +248,7 @@ class Sweep:
 
     shares: tuple[float, ...] = ()  # of synthetic tokens, each an arm like the first that has some
     weight_decays: tuple[float, ...] = ()  # with `epochs` a grid of arms like repetition
-    epochs: tuple[float, ...] = ()
+    epochs: tuple[float, ...] = ()  # passes over the real stream, each with each weight decay
     seeds: int = 1  # the first of the experiment's that they are trained with
 
 
@@ -316,7 +318,7 @@ class MeshShape:
 class Execution:
     """How the work is carried out. No part of any recipe."""
 
-    mesh: MeshShape = field(default_factory=MeshShape)
+    mesh: MeshShape = field(default_factory=MeshShape)  # of the devices
     attention: str = "auto"  # xla, splash (TPU) or cudnn (NVIDIA); auto: the fastest that the device has
     remat: str = "none"  # what the backward pass computes again: none, full (all of a layer) or dots (all but products)
     accumulate: int = 1  # pieces of a batch that are computed one after another, their gradients added up
