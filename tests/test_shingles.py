@@ -103,6 +103,8 @@ def test_the_index_finds_what_comparing_all_pairs_finds(threshold):
         for query in queries:
             expected = [i for i, text in enumerate(texts) if i not in gone and containment(text, query) >= threshold]
             assert index.copies(query) == expected
+        together = {number for query in queries for number in index.copies(query)}
+        assert index.copies_of_any(np.concatenate(queries), np.array([len(query) for query in queries])) == together
 
 
 def test_a_shared_licence_makes_no_candidates(monkeypatch):

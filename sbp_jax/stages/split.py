@@ -28,9 +28,10 @@ from sbp_jax.parallel.executor import carry_out
 from sbp_jax.progress import progress
 from sbp_jax.text.documents import SPLITS
 from sbp_jax.text.near_duplicates import CopyIndex
-from sbp_jax.text.shingles import shingles
+from sbp_jax.text.shingles import shingle_sets, words
 
 VERSION = 2
+BATCH = 256  # documents whose words are hashed at a time
 NAMES = SPLITS
 VALIDATION, TEST, CAPPED, ORACLE, UNUSED = range(len(NAMES))
 CHOSEN, NUMBERS, LENGTHS, HASHES = "chosen.npy", "numbers.npy", "lengths.npy", "hashes.npy"  # in the scratch folder
@@ -154,18 +155,21 @@ def _held_out(folder: epath.Path, documents: Artifact, number: int) -> list[tupl
     """The ordinals and shingles of the held-out documents of a shard."""
     table = parquet.shard(documents, number, ["ordinal", "text"])
     ordinals = table["ordinal"].to_numpy()
-    rows = np.flatnonzero(mapped(folder / CHOSEN)[ordinals] <= TEST).tolist()
-    return [(int(ordinals[row]), shingles(table["text"][row].as_py())) for row in rows]
+    rows = np.flatnonzero(mapped(folder / CHOSEN)[ordinals] <= TEST)
+    hashes, counts = shingle_sets(words(table["text"].take(rows).to_pylist()))
+    pieces = np.split(hashes, np.cumsum(counts)[:-1]) if len(rows) else []
+    return list(zip(ordinals[rows].tolist(), pieces, strict=True))
 
 
 def _copies(folder: epath.Path, documents: Artifact, threshold: float, number: int) -> tuple[int, set[int]]:
     """How many training documents a shard has, and which held-out documents are near-copies of one."""
     table = parquet.shard(documents, number, ["ordinal", "text"])
     split = mapped(folder / CHOSEN)[table["ordinal"].to_numpy()]
-    rows = np.flatnonzero((split == CAPPED) | (split == ORACLE)).tolist()
+    rows = np.flatnonzero((split == CAPPED) | (split == ORACLE))
     index, copies = _index(folder, threshold), set[int]()
-    for row in rows:
-        copies.update(index.copies(shingles(table["text"][row].as_py())))
+    for start in range(0, len(rows), BATCH):
+        texts = table["text"].take(rows[start : start + BATCH]).to_pylist()
+        copies |= index.copies_of_any(*shingle_sets(words(texts)))
     return len(rows), copies
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sbp_jax.text.shingles import containment
+from sbp_jax.text.shingles import among, containment
 
 
 class CopyIndex:
@@ -35,6 +35,20 @@ class CopyIndex:
         shorter = _postings(self._prefix_owners, *_search(self._prefix_hashes, shingles))  # that this one may hold
         candidates = np.unique(np.concatenate([longer, shorter])).tolist()
         return [number for number in candidates if containment(self._texts[number], shingles) >= self.threshold]
+
+    def copies_of_any(self, shingles: np.ndarray, counts: np.ndarray) -> set[int]:
+        """Numbers of the texts that are near-copies of any of some others; most of those share nothing with any.
+
+        Args:
+          shingles: of one text after another, those of each sorted and unique.
+          counts: how many each of them has.
+        """
+        ends = np.cumsum(counts)
+        sharing = np.unique(np.searchsorted(ends, np.flatnonzero(among(shingles, self._hashes)), side="right"))
+        found: set[int] = set()
+        for place in sharing.tolist():
+            found.update(self.copies(shingles[ends[place] - counts[place] : ends[place]]))
+        return found
 
     def remove(self, numbers: Iterable[int]) -> None:
         """Takes texts out of the index."""
