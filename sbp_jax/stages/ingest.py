@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from etils import epath
@@ -107,7 +108,7 @@ def _shard(output: Output, corpus: Corpus, index: int, found: list[documents.Doc
 
     def write(writing: Writing) -> None:
         parquet.write(writing, table)
-        writing.stats = {"documents": len(found), "bytes": sum(len(document.text.encode()) for document in found)}
+        writing.stats = {"documents": len(found), "bytes": pc.sum(pc.binary_length(table["text"])).as_py()}
 
     name = f"part-{index:05d}.parquet"
     if output.has(name) and not _same(output.path / name, table):

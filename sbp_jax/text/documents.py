@@ -126,8 +126,8 @@ def table(found: Sequence[Document], first: int, splits: bool = False, given: bo
     """
     schema = SCHEMA.append(pa.field("split", pa.string())) if splits else SCHEMA
     schema = schema.append(pa.field("given", pa.int64())) if given else schema
-    rows = [vars(document) | {"ordinal": ordinal} for ordinal, document in enumerate(found, start=first)]
-    return pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema=schema)
+    columns = {name: [getattr(document, name) for document in found] for name in schema.names[1:]}
+    return pa.table({"ordinal": range(first, first + len(found)), **columns}, schema=schema)
 
 
 def content_id(text: str) -> str:
