@@ -16,6 +16,7 @@ from sbp_jax.config import (
     Corpus,
     Evaluation,
     Experiment,
+    Filters,
     Model,
     Neighbors,
     Pairs,
@@ -58,7 +59,8 @@ def get_config() -> Experiment:
         neighbors=Neighbors("exact", top_k=20),
         pairs=Pairs(threshold=0.6, minimum=100),
         tuning=Tuning(context=512, batch_rows=4, peak_lr=1e-3, epochs=2.0, evaluate_every=10),
-        synthesis=Synthesis(max_new_tokens=256, oversample=1.5),
+        synthesis=Synthesis(max_new_tokens=256, oversample=2.0),
+        filters=Filters(unfinished="trim"),
         evaluation=Evaluation(texts=(TextSet("wikipedia", (str(DATA / "study/wikipedia.jsonl"),)),)),
         quality=Quality(documents=500),
         arms=(

@@ -16,6 +16,8 @@ from sbp_jax.overrides import check_types, override
 from sbp_jax.text import record_text
 from sbp_jax.training.optimizer import optimizer
 
+LEAST_CHARACTERS = 50  # of a part of a document
+
 
 def load(path: str, assignments: list[str] | tuple[str, ...] = (), tiny: bool = False) -> Experiment:
     """The experiment of a config file: its `get_config()`, or `tiny()`, with overrides applied and checked.
@@ -150,8 +152,10 @@ def check(experiment: Experiment) -> None:
         "execution.profile_steps": execution.profile_steps,
         "execution.stall_seconds": execution.stall_seconds,
     }
-    where_set = {"corpus.max_characters": experiment.corpus.max_characters, "execution.workers": execution.workers}
-    positive |= {name: value for name, value in where_set.items() if value is not None}
+    positive |= {} if execution.workers is None else {"execution.workers": execution.workers}
+    characters = experiment.corpus.max_characters
+    short = f"corpus.max_characters is {characters}; parts of documents have {LEAST_CHARACTERS} characters or more"
+    _demand(characters is None or characters >= LEAST_CHARACTERS, short)
     for section in ("training", "tuning"):
         values = getattr(experiment, section)
         for name in ("context", "batch_rows", "peak_lr", "clip", "evaluate_every"):

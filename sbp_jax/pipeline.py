@@ -14,7 +14,7 @@ import filelock
 from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, find
-from sbp_jax.artifacts.artifact import count_rows, finished_files, read_json, wait_for
+from sbp_jax.artifacts.artifact import count_rows, finished_files, read_json, report_failure, wait_for
 from sbp_jax.artifacts.fingerprint import fingerprint
 from sbp_jax.config import Experiment
 from sbp_jax.errors import SbpError, Stopped
@@ -95,7 +95,13 @@ class Pipeline:
                 result.append(Status(name, "missing", 0, 0.0, path))
         return result
 
-    def run(self, report: Callable[[str], None], until: str | None = None, only: str | None = None) -> None:
+    def run(
+        self,
+        report: Callable[[str], None],
+        until: str | None = None,
+        only: str | None = None,
+        instance: str | None = None,
+    ) -> None:
         """Makes every artifact that is not complete, in order.
 
         On several hosts every process calls this, and so do the tasks of an array. All take part in the stages whose
@@ -106,11 +112,13 @@ class Pipeline:
           report: receives one line for each stage instance made.
           until: name of a stage or instance after which to stop.
           only: name of the one stage or instance to run.
+          instance: name of the one instance to make, with all that it is made from. A stage may have the same name.
 
         Raises:
           SbpError: there is no such stage, an input of `only` is not complete, or another run has the work folder.
         """
-        names = self._select(until, only)
+        needed = None if instance is None else self._ancestors(instance)
+        names = self._select(until, only) if needed is None else [name for name in self.nodes if name in needed]
         with self._lock():
             self._agree(report)
             self._record()
@@ -205,7 +213,13 @@ class Pipeline:
         execution = self.experiment.execution
         how = dataclasses.asdict(execution)
         output = Output(self.path(node.name), self.recipes[node.name], node.name, how, hosts.is_first())
-        return node.run(output, **inputs, **node.config, **node.aside, execution=execution)
+        try:
+            return node.run(output, **inputs, **node.config, **node.aside, execution=execution)
+        except Exception as error:
+            process, processes = hosts.share()
+            if processes > 1 and not hosts.several():  # hosts that have found one another end together anyway
+                report_failure(output.path, process, str(error))
+            raise
 
     def _record(self) -> None:
         """Writes which artifacts this experiment uses, so that `clean` leaves them."""

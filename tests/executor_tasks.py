@@ -1,5 +1,6 @@
 """Tasks for executors, in a module that other processes import quickly."""
 
+import errno
 import os
 import signal
 import time
@@ -32,6 +33,14 @@ def dies(folder: str, times: int, item: str) -> str:
 def waits(folder: str, item: str) -> None:
     Path(folder, f"{item}-{os.getpid()}").touch()
     time.sleep(600 if item != ITEMS[0] else 0)
+
+
+def fills(folder: str, item: str) -> str:
+    """A disk that is full from the second task on."""
+    attempt(folder, item)
+    if item != ITEMS[0]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return item
 
 
 def refuses(item: str) -> str:

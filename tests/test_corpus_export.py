@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 from etils import epath
 
 from sbp_jax.artifacts import Artifact, Output, Recipe, parquet
-from sbp_jax.config import Arm, Experiment
+from sbp_jax.config import Arm, Experiment, Pairs, Tuning
 from sbp_jax.data.corpus_export import export
 from sbp_jax.data.synthetic import SCHEMA
 from sbp_jax.errors import SbpError
@@ -110,6 +111,27 @@ def test_the_card_tells_what_was_measured(tmp_path, find):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| measure | real | in this corpus |" in card and "| DUPLICATES | 0.01 | 0.02 |" in card
     assert "- **DUPLICATES**: what duplicates is." in card
+
+
+@pytest.mark.parametrize(
+    ("arm", "sets", "there", "not_there"),
+    [
+        ({}, {}, ["related documents", "similarity of 0.75 or more", "No other model"], ["control"]),
+        ({"pairs": "random"}, {}, ["not related", "drawn at random"], ["similarity of"]),
+        ({"pairs": "none"}, {}, ["without reading any"], ["similarity of", "passes over the pairs"]),
+        ({}, {"pairs": Pairs(path="mine.jsonl")}, ["the user's own"], ["similarity of", "MiniLM"]),
+        ({}, {"tuning": Tuning(base="/a/model")}, ["/a/model, which others"], ["No other model", "layers of width"]),
+    ],
+)
+def test_the_card_says_of_each_kind_of_arm_what_is_true_of_it(tmp_path, find, arm, sets, there, not_there):
+    experiment = replace(EXPERIMENT, arms=(Arm("sbp", synthetic_share=0.375, **arm),), **sets)
+
+    def any_synthetic(name: str):
+        return find("synthetic" if name.startswith("synthetic") else name)
+
+    export(experiment, any_synthetic, options(tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(text in card for text in there) and not any(text in card for text in not_there), card
 
 
 def test_synthetic_documents_alone(tmp_path, find):

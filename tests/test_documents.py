@@ -392,7 +392,7 @@ def test_array_records_without_features_are_json_and_damage_is_told(tmp_path):
     for record in (*RECORDS, "no object"):
         writer.write(json.dumps(record).encode())
     writer.close()
-    (tmp_path / "notes.json").write_text("[1]")
+    (tmp_path / "dataset_info.json").write_text("[1]")
     artifact = run(tmp_path / "out", Corpus(paths=(str(tmp_path),), max_skipped=1.0))
     assert parquet.read(artifact)["id"].to_pylist() == [record["id"] for record in RECORDS]
     assert artifact.stats["skipped_not_an_object"] == 1
@@ -419,3 +419,15 @@ def test_a_line_without_end_is_skipped_and_never_held(tmp_path, monkeypatch, nam
     (skipped,) = (entry for entry in found if isinstance(entry, Skipped))
     assert (skipped.reason, skipped.line) == ("too_long", len(RECORDS) + 1 if last else 2)
     assert peak < (1 << 22) or name.endswith(".zst"), "zstd gives what a block holds in one piece"
+
+
+def test_a_folder_of_several_kinds_is_read_whole_without_what_is_written_beside_tables(tmp_path):
+    (tmp_path / "a").mkdir()
+    table = pa.table({"id": ["arrow"], "text": ["one"]})
+    with (tmp_path / "a" / "x.arrow").open("wb") as stream, pa.ipc.new_stream(stream, table.schema) as written:
+        written.write_table(table)
+    (tmp_path / "a" / "dataset_info.json").write_text("{}")
+    (tmp_path / "y.jsonl").write_text('{"id": "lines", "text": "two"}\n')
+    pq.write_table(pa.table({"id": ["parquet"], "text": ["three"]}), tmp_path / "z.parquet")
+    found = parquet.read(run(tmp_path / "out", Corpus(paths=(str(tmp_path),))))
+    assert found["id"].to_pylist() == ["arrow", "lines", "parquet"]

@@ -1,22 +1,27 @@
 """Where tasks are carried out: the same bytes from everywhere, and what failing tasks and lost processes do."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from etils import epath
 
+from sbp_jax.artifacts import arrayrecord
+from sbp_jax.artifacts.artifact import Waiting, Writing, report_failure, wait_for
 from sbp_jax.config import Corpus, Execution, Experiment, Splits
 from sbp_jax.errors import SbpError
 from sbp_jax.parallel import executor, hosts
 from sbp_jax.parallel.executor import TRIES, carry_out
 from sbp_jax.pipeline import Pipeline
-from tests.executor_tasks import ITEMS, dies, fails, refuses
+from tests.executor_tasks import ITEMS, dies, fails, fills, refuses
 
 SHARDED = ("splits", "tokens", "screened")
 
@@ -63,12 +68,33 @@ def test_a_killed_process_is_replaced_and_the_task_that_kills_it_found(tmp_path,
     assert sorted(found) == [item.upper() for item in ITEMS if item != ITEMS[3]]
 
 
-def test_a_full_disk_ends_everything_at_once(execution):
-    def full(item: str) -> None:
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_ends_everything_at_once(tmp_path, execution):
     with pytest.raises(OSError, match="No space"):
-        list(carry_out(execution, "tokens", full, ITEMS))
+        list(carry_out(execution, "tokens", partial(fills, str(tmp_path)), ITEMS))
+    assert not (tmp_path / ITEMS[7]).exists() and (tmp_path / ITEMS[1]).stat().st_size == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_whatever_library_says_so(tmp_path):
+    (tmp_path / "part.array_record").symlink_to("/dev/full")
+    writing = Writing(epath.Path(tmp_path / "part.array_record"))
+    with pytest.raises(OSError) as raised:
+        arrayrecord.write(writing, (b"x" * 100_000 for _ in range(100)))
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_who_waits_for_another_process_hears_of_its_failure(tmp_path):
+    """Of those before it began it hears nothing: the other may have been started again."""
+    folder = epath.Path(tmp_path)
+    report_failure(folder, 1, "an old fault")
+    waiting = Waiting(folder)
+    waiting.look("anything")
+    report_failure(folder, 2, "part-00003 is damaged")
+    with pytest.raises(SbpError, match="process 2 failed .part-00003 is damaged.; run it again"):
+        waiting.look("anything")
+    with pytest.raises(SbpError, match="process 2 failed"):
+        threading.Timer(0.5, report_failure, (folder, 2, "again")).start()
+        wait_for(folder, "key")
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -90,11 +91,22 @@ def test_faults_are_named(tmp_path, pairs, message):
         imported(tmp_path, write(tmp_path, "pairs.parquet", pairs))
 
 
+def test_ids_are_text_whatever_they_look_like(tmp_path, monkeypatch):
+    """A reader that guesses types takes some for dates and numbers."""
+    ids = ["2020-01-01", "7", "1e5", "true", *IDS[4:]]
+    monkeypatch.setattr(sys.modules[__name__], "IDS", ids)
+    pairs = [("2020-01-01", "7"), ("1e5", "true")]
+    assert rows(imported(tmp_path, write(tmp_path, "p.jsonl", pairs, similarity=False))) == [(0, 1, 1.0), (2, 3, 1.0)]
+    (tmp_path / "q.jsonl").write_text('{"d1": "7", "d2": "1e5", "similarity": "high"}\n')
+    with pytest.raises(SbpError, match="q.jsonl cannot be read"):
+        imported(tmp_path, tmp_path / "q.jsonl")
+
+
 def test_files_of_another_form_say_what_is_wanted(tmp_path):
     with pytest.raises(SbpError, match="must be a file, or a folder of files, of kind .parquet"):
         imported(tmp_path, tmp_path / "nothing.parquet")
     (tmp_path / "pairs.jsonl").write_text('{"a": "doc 1", "b": "doc 2"}\n')
-    with pytest.raises(SbpError, match="no column d1, only a, b; it must have d1 and d2"):
+    with pytest.raises(SbpError, match="no column d1, only .*; it must have d1 and d2"):
         imported(tmp_path, tmp_path / "pairs.jsonl")
     (tmp_path / "pairs.jsonl").write_text('{"d1": "doc 1", "d2"')
     with pytest.raises(SbpError, match="cannot be read"):

@@ -1,6 +1,9 @@
 """ArrayRecord shards: sequences of tokens with random access, the format Grain reads."""
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -15,8 +18,15 @@ def write(writing: Writing, records: Iterable[bytes]) -> None:
         for record in records:
             writer.write(record)
             writing.rows += 1
-    finally:
         writer.close()
+    except RuntimeError as error:  # what the writer raises for whatever the system refuses
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(writing.path)) from error
+        raise
+    finally:
+        if writer.is_open():
+            with suppress(RuntimeError):
+                writer.close()
 
 
 def source(artifact: Artifact) -> Sequence[bytes]:

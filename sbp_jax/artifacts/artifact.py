@@ -7,10 +7,11 @@ relies on an atomic rename, which buckets do not have.
 
 import copy
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,8 @@ from sbp_jax.errors import SbpError
 
 MANIFEST = "manifest.json"
 MARKERS = ".done"
+FAILED = ".failed"  # begins the name of what a process leaves that gives an artifact up
+SAY_SECONDS = 60.0  # between two words about what is waited for
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,53 @@ def find(path: epath.Path, key: str) -> Artifact | None:
 
 
 def wait_for(path: epath.Path, key: str) -> Artifact:
-    """The artifact that another process makes in a folder, once it is complete."""
+    """The artifact that another process makes in a folder, once it is complete.
+
+    Raises:
+      SbpError: another process has failed at it meanwhile.
+    """
+    waiting = Waiting(path)
     while (artifact := find(path, key)) is None:
+        waiting.look("its manifest")
         time.sleep(1.0)
     return artifact
+
+
+def report_failure(path: epath.Path, process: int, message: str) -> None:
+    """Tells the other processes that wait for an artifact that this one gives up; where there is no room, nobody."""
+    with suppress(OSError):
+        path.mkdir(parents=True, exist_ok=True)
+        record = {"process": process, "message": message, "at": time.time_ns()}
+        (path / f"{FAILED}-{process}.json").write_text(json.dumps(record))
+
+
+class Waiting:
+    """Waits for what other processes write, not without a word, and not for one that has failed since it began."""
+
+    def __init__(self, path: epath.Path):
+        self._path, self._looks, self._said = path, 0, time.monotonic()
+        self._before = self._failures()
+
+    def look(self, what: str) -> None:
+        """Has to be called again and again.
+
+        Raises:
+          SbpError: another process has failed.
+        """
+        self._looks += 1
+        for record in self._failures():
+            if record not in self._before:
+                raise SbpError(
+                    f"{self._path.parent.name}: process {record['process']} failed ({record['message']}); run it again,"
+                    " and then this one: what is finished is kept"
+                )
+        if time.monotonic() - self._said > SAY_SECONDS:
+            self._said = time.monotonic()
+            print(f"  {self._path.parent.name}: waiting for {what}", file=sys.stderr, flush=True)
+
+    def _failures(self) -> list[dict[str, Any]]:
+        records = (read_json(file) for file in self._path.glob(f"{FAILED}-*.json"))
+        return [record for record in records if isinstance(record, dict)]
 
 
 class Output:
@@ -142,6 +188,7 @@ class Output:
         self._elsewhere: set[str] = set()
         self._started = time.monotonic()
         self._files: dict[str, File] = {}
+        self._waiting = Waiting(path)
         path.mkdir(parents=True, exist_ok=True)
         (path / MARKERS).mkdir(exist_ok=True)
         if not writes:
@@ -221,6 +268,7 @@ class Output:
             return wait_for(self.path, self.recipe.key)
         while missing := self._elsewhere - set(self._files):
             self._files |= {entry.name: entry for entry in finished_files(self.path, missing)}
+            self._waiting.look(f"{len(missing):,} files of other processes, such as {min(missing)}")
             time.sleep(0.2)
         files = sorted(self._files.values(), key=lambda entry: entry.name)
         summed: dict[str, Any] = {}

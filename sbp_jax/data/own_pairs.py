@@ -1,9 +1,8 @@
 """Pairs that the user brings: Parquet or JSON Lines with the ids `d1` and `d2`, and perhaps a `similarity`.
 
-Memory holds the pairs, some 40 bytes each, and one shard of the documents.
+Memory holds 20 bytes for each pair and for each of their documents, one file of pairs, and one shard of the documents.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from sbp_jax.errors import SbpError
 
 KINDS = (".parquet", ".jsonl", ".jsonl.gz")
 SHOWN = 3  # examples in a message
+COLUMNS = pa.schema([("d1", pa.string()), ("d2", pa.string()), ("similarity", pa.float32())])
 PAIR = np.dtype([("d1", "<u8"), ("d2", "<u8"), ("similarity", "<f4")])
 
 
@@ -59,8 +59,7 @@ def join(path: str, documents: Artifact, splits: Artifact) -> Joined:
       SbpError: a file that cannot be read or lacks a column, an id that no document has, a similarity that is no
         number, or no pair of two capped documents.
     """
-    examples: dict[int, str] = {}
-    pairs = np.concatenate([np.empty(0, PAIR), *_read(files(path), examples)])
+    pairs = np.concatenate([np.empty(0, PAIR), *map(_read, files(path))])
     wanted = np.unique(np.concatenate([pairs["d1"], pairs["d2"]]))
     ordinals, capped = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.bool_)
     shards = zip(parquet.tables(documents, ["ordinal", "id"]), parquet.tables(splits, ["split"]), strict=True)
@@ -70,7 +69,7 @@ def join(path: str, documents: Artifact, splits: Artifact) -> Joined:
         rows = np.flatnonzero(wanted[places] == hashes) if len(wanted) else np.empty(0, np.int64)
         ordinals[places[rows]] = table["ordinal"].to_numpy()[rows]
         capped[places[rows]] = split["split"].to_numpy(zero_copy_only=False)[rows] == "capped"
-    _demand_known(path, wanted[ordinals < 0], examples)
+    _demand_known(path, wanted[ordinals < 0])
     first, second = (np.searchsorted(wanted, pairs[name]) for name in ("d1", "d2"))
     inside = capped[first] & capped[second]
     d1, d2, similarity = ordinals[first][inside], ordinals[second][inside], pairs["similarity"][inside]
@@ -90,40 +89,57 @@ def _hash(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
-def _read(found: list[epath.Path], examples: dict[int, str]) -> Iterator[np.ndarray]:
-    """The pairs of each file by the hashes of their ids; the ids go to the examples."""
-    for file in found:
-        try:
-            if file.name.endswith(".parquet"):
-                with file.open("rb") as stream:
-                    table = pq.read_table(stream)
-            else:
-                table = pyarrow.json.read_json(pa.input_stream(str(file), compression="detect"))
-        except (pa.ArrowException, OSError) as error:
-            raise SbpError(f"{file} cannot be read ({error}); write it again") from error
-        if missing := [name for name in ("d1", "d2") if name not in table.column_names]:
-            columns = ", ".join(table.column_names)
+def _table(file: epath.Path) -> pa.Table:
+    """The columns that count, ids as text.
+
+    Raises:
+      SbpError: the file cannot be read, or lacks one.
+    """
+    try:
+        if file.name.endswith(".parquet"):
+            with file.open("rb") as stream:
+                parsed = pq.ParquetFile(stream)
+                names = [name for name in COLUMNS.names if name in parsed.schema_arrow.names]
+                table, found = parsed.read(columns=names), parsed.schema_arrow.names
+        else:  # a schema, or ids that look like dates would become dates
+            wanted = pyarrow.json.ParseOptions(explicit_schema=COLUMNS, unexpected_field_behavior="ignore")
+            table = pyarrow.json.read_json(pa.input_stream(str(file), compression="detect"), parse_options=wanted)
+            found = [name for name in table.column_names if table[name].null_count < table.num_rows]
+        if missing := [name for name in ("d1", "d2") if name not in found]:
+            columns = ", ".join(found) or "nothing that pairs have"
             raise SbpError(
                 f"{file} has no column {missing[0]}, only {columns}; it must have d1 and d2, ids of documents"
             )
-        part = np.ones(table.num_rows, PAIR)
+        given = [name for name in COLUMNS.names if name in found]
+        return pa.table({name: table[name].cast(COLUMNS.field(name).type) for name in given})
+    except (pa.ArrowException, OSError) as error:
+        raise SbpError(f"{file} cannot be read ({error}); write it again") from error
+
+
+def _read(file: epath.Path) -> np.ndarray:
+    """The pairs of a file, by the hashes of their ids."""
+    table = _table(file)
+    pairs = np.ones(table.num_rows, PAIR)
+    for name in ("d1", "d2"):
+        pairs[name] = [_hash(text) for text in table[name].fill_null("").to_pylist()]
+    if "similarity" in table.column_names:
+        pairs["similarity"] = table["similarity"].to_numpy()
+    if not np.isfinite(pairs["similarity"]).all():
+        row = int(np.flatnonzero(~np.isfinite(pairs["similarity"]))[0])
+        raise SbpError(f"{file}: the similarity of pair {row + 1} is no number; give all pairs one, or none")
+    return pairs
+
+
+def _demand_known(path: str, unknown: np.ndarray) -> None:
+    if not len(unknown):
+        return
+    sought, examples = set(unknown[:SHOWN].tolist()), set[str]()
+    for file in files(path):
+        table = _table(file)
         for name in ("d1", "d2"):
-            texts = table[name].cast(pa.string()).fill_null("").to_pylist()
-            part[name] = [_hash(text) for text in texts]
-            examples.update(zip(part[name].tolist(), texts, strict=True))
-        if "similarity" in table.column_names:
-            part["similarity"] = table["similarity"].cast(pa.float32()).to_numpy()
-        if not np.isfinite(part["similarity"]).all():
-            row = int(np.flatnonzero(~np.isfinite(part["similarity"]))[0])
-            raise SbpError(f"{file}: the similarity of pair {row + 1} is no number; give all pairs one, or none")
-        yield part
-
-
-def _demand_known(path: str, unknown: np.ndarray, examples: dict[int, str]) -> None:
-    if len(unknown):
-        names = ", ".join(repr(examples[int(one)]) for one in unknown[:SHOWN]) + (
-            ", ..." if len(unknown) > SHOWN else ""
-        )
-        raise SbpError(
-            f"{path} names {len(unknown):,} ids that no document has ({names}); check corpus.id_field, or take them out"
-        )
+            examples |= {text for text in table[name].fill_null("").to_pylist() if _hash(text) in sought}
+    names = ", ".join(map(repr, sorted(examples))) + (", ..." if len(unknown) > SHOWN else "")
+    raise SbpError(
+        f"{path} names {len(unknown):,} ids that no document has ({names}); check corpus.id_field, or take them out;"
+        " where corpus.max_characters cuts documents, name their parts: ID#0, ID#1 and so on"
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sbp_jax.artifacts.artifact import File, Output
 from sbp_jax.config import Execution
 from sbp_jax.parallel import executor, hosts
-from sbp_jax.progress import Counter
+from sbp_jax.progress import progress
 
 Work = Callable[[Output, int], None]
 
@@ -16,8 +16,8 @@ def make(
     names: Sequence[Sequence[str]],
     work: Work,
     execution: Execution,
-    counter: Counter,
     sizes: Sequence[int],
+    unit: str = "documents",
     divided: bool = True,
 ) -> None:
     """Makes the files of all shards that an earlier run did not finish.
@@ -28,21 +28,22 @@ def make(
     Args:
       names: the files of each shard.
       work: writes all of them, given an output and the number of a shard; picklable.
-      sizes: units that each shard counts for.
+      sizes: how many units each shard has, for the progress.
       divided: whether the stage is run by all hosts and tasks; otherwise this process makes all shards.
     """
     index, count = hosts.share() if divided else (0, 1)
     own = range(index, len(names), count)
     output.divide([name for number in own for name in names[number]], [name for shard in names for name in shard])
-    todo = []
-    for number in own:
-        if all(map(output.has, names[number])):
-            counter.skip(sizes[number])
-        else:
-            todo.append(_Shard(number, tuple(names[number])))
-    for shard, files in executor.carry_out(execution, output.label, _Task(output.elsewhere(), work), todo):
-        output.take(files)
-        counter.advance(sizes[shard.number])
+    with progress(output.label, sum(sizes[number] for number in own), unit) as counter:
+        todo = []
+        for number in own:
+            if all(map(output.has, names[number])):
+                counter.skip(sizes[number])
+            else:
+                todo.append(_Shard(number, tuple(names[number])))
+        for shard, files in executor.carry_out(execution, output.label, _Task(output.elsewhere(), work), todo):
+            output.take(files)
+            counter.advance(sizes[shard.number])
 
 
 @dataclass(frozen=True)

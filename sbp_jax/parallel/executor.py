@@ -154,6 +154,9 @@ class _Processes:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None and self._pool is not None:  # nothing half-written is read, so nobody is waited for
+            for process in list((self._pool._processes or {}).values()):
+                process.terminate()
         self._close()
 
     def submit(self, item: Any) -> Future:
@@ -175,7 +178,8 @@ class _Processes:
             return task.result()
         except BrokenProcessPool as error:
             self._close()
-            raise Lost("its process was killed, perhaps for want of memory: see `execution.workers`") from error
+            why = "perhaps for want of memory (see execution.workers), or because a script of yours that runs this has"
+            raise Lost(f"its process was killed, {why} no `if __name__ == '__main__':`") from error
 
     def _close(self) -> None:
         if self._pool is not None:

@@ -87,13 +87,13 @@ def run(
     names = [f"{kind}-{index:05d}.parquet" for kind in ("part", "rejected") for index in range(count)]
     scratch = Output(output.path / "scratch", output.recipe, output.label)
     if synthesized.rows and not all(map(output.has, [INDEX, *names])):
-        items = contamination.read(evaluations)
         # A run that goes on elsewhere keeps to the kind of index that was begun with.
         kind = _index(output)["index"] if output.has(INDEX) else filters.index
         compared = references(scratch, documents, splits, screened, _read(scratch, synthesized), kind)
         _write_index(output, compared)
-        _score_all(scratch, synthesized, items, filters, execution)
+        _score_all(scratch, synthesized, evaluations, filters, execution)
         _compared.cache_clear()
+        _items.cache_clear()
         _judge_all(output, scratch, synthesized, filters)
     verdicts = _verdicts(output, names)
     scratch.path.rmtree()
@@ -113,21 +113,25 @@ def _read(scratch: Output, synthesized: Artifact) -> np.ndarray:
 
 
 def _score_all(
-    scratch: Output, synthesized: Artifact, items: contamination.Items, filters: Filters, execution: Execution
+    scratch: Output,
+    synthesized: Artifact,
+    evaluations: contamination.Evaluations,
+    filters: Filters,
+    execution: Execution,
 ) -> None:
     """Writes for each shard the scores with the verdict by rules 1 to 11, the shingles, and their sketches."""
     rows = parquet.shard_rows(synthesized)
     names = [_scored(number) for number in range(len(rows))]
-    work = partial(_score, folder=scratch.path, synthesized=synthesized, items=items, filters=filters)
-    with progress(f"{scratch.label}: scores", synthesized.rows, "documents") as counter:
-        shards.make(scratch, names, work, execution, counter, rows, divided=False)
+    work = partial(_score, folder=scratch.path, synthesized=synthesized, evaluations=evaluations, filters=filters)
+    shards.make(scratch, names, work, execution, rows, divided=False)
 
 
 def _scored(number: int) -> list[str]:
     return [f"{kind}-{number:05d}.npy" for kind in (*ARRAYS, "sketches")] + [f"scored-{number:05d}.parquet"]
 
 
-_compared = lru_cache(maxsize=1)(opened)
+_compared = lru_cache(maxsize=1)(opened)  # once in each process that scores, as the next
+_items = lru_cache(maxsize=1)(contamination.read)
 
 
 def _score(
@@ -135,14 +139,14 @@ def _score(
     number: int,
     folder: epath.Path,
     synthesized: Artifact,
-    items: contamination.Items,
+    evaluations: contamination.Evaluations,
     filters: Filters,
 ) -> None:
     """Scores one shard."""
     table = parquet.shard(synthesized, number, ["text", "finish", "conditioning", "seed"])
     kept, removed = trimmed(table["text"].to_pylist(), table["finish"].to_pylist(), filters)
     read = table["seed"].to_pylist(), table["conditioning"].to_pylist()
-    scored = score(kept, *read, _compared(folder), items)
+    scored = score(kept, *read, _compared(folder), _items(evaluations))
     verdicts = by_itself(scored.rows, table["finish"].to_pylist(), kept, filters)
     shingles, starts, sketches, last = _scored(number)
     save(output, shingles, scored.shingles)

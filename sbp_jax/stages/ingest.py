@@ -66,10 +66,11 @@ def _documents(output: Output, corpus: Corpus, skipped: list[documents.Skipped])
                 if isinstance(record, documents.Document):
                     if not _sampled(record.text, corpus.sample):
                         continue
-                    key = xxhash.xxh3_64_intdigest(record.id.encode())
-                    if key not in seen:
-                        seen.add(key)
-                        yield from [record] if corpus.max_characters is None else parts(record, corpus.max_characters)
+                    whole = [record] if corpus.max_characters is None else list(parts(record, corpus.max_characters))
+                    keys = [xxhash.xxh3_64_intdigest(part.id.encode()) for part in whole]
+                    if seen.isdisjoint(keys):
+                        seen.update(keys)
+                        yield from whole
                         continue
                     record = _duplicate(record, str(file))
                 skipped.append(record)

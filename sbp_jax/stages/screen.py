@@ -4,7 +4,7 @@ Its words, language, source, the item of an evaluation set that it holds, and it
 memory. Boilerplate is a matter of the whole corpus and of `pairs.common`: the stage `pairs` finds it.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,6 @@ from sbp_jax.artifacts import Artifact, Output, parquet
 from sbp_jax.config import Execution
 from sbp_jax.data import shards
 from sbp_jax.data.screened import save
-from sbp_jax.progress import progress
 from sbp_jax.text import contamination
 from sbp_jax.text.contamination import Evaluations
 from sbp_jax.text.language import language
@@ -47,11 +46,11 @@ def run(
     Raises:
       SbpError: a file of an evaluation set that cannot be read, or holds no item that could be found.
     """
-    items, rows = contamination.read(evaluations), parquet.shard_rows(documents)
-    work = partial(_shard, documents=documents, splits=splits, items=items)
+    items, rows = _items(evaluations), parquet.shard_rows(documents)
+    work = partial(_shard, documents=documents, splits=splits, evaluations=evaluations)
     names = [_names(number) for number in range(len(rows))]
-    with progress(output.label, documents.rows, "documents") as counter:
-        shards.make(output, names, work, execution, counter, rows)
+    shards.make(output, names, work, execution, rows)
+    _items.cache_clear()
     counts = {"items": items.items, "items_too_short": items.too_short, "item_templates": items.templates}
     return output.finish(counts)
 
@@ -60,10 +59,13 @@ def _names(number: int) -> list[str]:
     return [f"{array}-{number:05d}.npy" for array in ARRAYS] + [f"part-{number:05d}.parquet"]
 
 
-def _shard(output: Output, number: int, documents: Artifact, splits: Artifact, items: contamination.Items) -> None:
+_items = lru_cache(maxsize=1)(contamination.read)  # once in each process that screens
+
+
+def _shard(output: Output, number: int, documents: Artifact, splits: Artifact, evaluations: Evaluations) -> None:
     table, split = parquet.shard(documents, number, READ), parquet.shard(splits, number, ["split"])
     chosen = table.filter(pa.array(split["split"].to_numpy(zero_copy_only=False) == "capped"))
-    rows, *arrays = _screen(chosen, items)
+    rows, *arrays = _screen(chosen, _items(evaluations))
     *names, last = _names(number)
     for name, array in zip(names, arrays, strict=True):
         save(output, name, array)

@@ -42,7 +42,7 @@ FRACTION = {VALIDATION: "splits.validation", TEST: "splits.test", CAPPED: "split
 def run(output: Output, *, documents: Artifact, splits: Splits, execution: Execution) -> Artifact:
     """Writes the split of every document, one shard for each shard of the documents.
 
-    Memory holds the shingles of the held-out documents and a few bytes for every other document.
+    Memory holds a few bytes for every document, and in each process the shingles of the held-out ones.
 
     Raises:
       SbpError: an empty validation, test or capped set.
@@ -133,6 +133,7 @@ def _move(
             counter.advance(len(found))
     held_out.sort(key=itemgetter(0))
     _save_texts(scratch, held_out)
+    held_out.clear()  # each process makes an index of them from the files
     training, moved = int(np.sum((split == CAPPED) | (split == ORACLE))), set[int]()
     with progress(f"{label}: near-copies", training, "documents") as counter:
         work = partial(_copies, scratch.path, documents, splits.near_duplicate)

@@ -10,7 +10,6 @@ from sbp_jax.artifacts import Artifact, Output, arrayrecord, parquet
 from sbp_jax.artifacts.artifact import Writing
 from sbp_jax.config import Execution, Tokenizer
 from sbp_jax.data import shards
-from sbp_jax.progress import progress
 from sbp_jax.text.tokenizer import TextTokenizer, load
 
 VERSION = 1
@@ -24,8 +23,7 @@ def run(
     rows = parquet.shard_rows(documents)
     work = partial(_shard, documents=documents, tokenizer=tokenizer, settings=settings)
     names = [[_name(number)] for number in range(len(rows))]
-    with progress(output.label, documents.rows, "documents") as counter:
-        shards.make(output, names, work, execution, counter, rows)
+    shards.make(output, names, work, execution, rows)
     return output.finish()
 
 

@@ -236,7 +236,7 @@ def _run(study: Study, setting: Setting, seed: int, workdir: Path, file: Path, s
     for arm in todo:
         say(f"{setting.name}, seed {seed}, {arm.name}")
         for name in _behind(pipeline, world, arm, seed):
-            pipeline.run(say, until=name)
+            pipeline.run(say, instance=name)
         line = {"setting": setting.name, "seed": seed, **records(pipeline, world, arm, seed)}
         _append(file, json.dumps(line))
 

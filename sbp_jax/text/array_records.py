@@ -50,13 +50,16 @@ def _features(folder: str) -> Any:
 
 
 def _plain(example: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields as other readers give them: text for bytes, Python's numbers for NumPy's."""
+    """The fields as other readers give them: text for bytes, Python's numbers for NumPy's.
+
+    Bytes that are no UTF-8 become halves of surrogate pairs, which no document may hold.
+    """
     return {name: _value(value) for name, value in example.items()}
 
 
 def _value(value: Any) -> Any:
     if isinstance(value, bytes):
-        return value.decode()
+        return value.decode(errors="surrogateescape")
     if isinstance(value, Mapping):
         return _plain(value)
     return value.item() if getattr(value, "shape", None) == () else value

@@ -33,6 +33,8 @@ LINES = tuple(f".{name}{packing}" for name in ("jsonl", "json", "ndjson") for pa
 ARROW = (".parquet", ".arrow")  # .arrow: as `save_to_disk` of `datasets` writes it, a stream, or an IPC file
 DATA = (*LINES, *ARROW)
 TEXT = (".txt", ".md")
+# What `datasets` and `tensorflow_datasets` write beside their tables.
+METADATA = ("dataset_info.json", "dataset_dict.json", "state.json", "features.json", "metadata.json")
 KINDS = ".jsonl, .json, .ndjson (each also .gz or .zst), .parquet, .arrow, .array_record, .txt, .md"
 BLOCK = 1 << 12  # bytes of zstd read at a time, which decompress to at most 2^15 times as many
 LONGEST = 1 << 28  # bytes of a line
@@ -150,14 +152,17 @@ def _expand(name: str, field: str) -> list[epath.Path]:
     else:
         raise SbpError(f"{field}: {name} does not exist; check the path")
     data = [file for file in files if _is_data(file)]
-    for own in (lambda name: name.endswith(".arrow"), array_records.is_array_record):
-        if chosen := [file for file in data if own(file.name.lower())]:
-            return chosen  # the .json files that `datasets` and `tensorflow_datasets` write beside are no documents
+    if any(_is_table(file) for file in data):
+        data = [file for file in data if file.name not in METADATA]
     return data or [file for file in files if file.name.lower().endswith(TEXT)]
 
 
 def _is_data(file: epath.Path) -> bool:
     return file.name.lower().endswith(DATA) or array_records.is_array_record(file.name)
+
+
+def _is_table(file: epath.Path) -> bool:
+    return file.name.lower().endswith(".arrow") or array_records.is_array_record(file.name)
 
 
 def _walk(folder: epath.Path) -> list[epath.Path]:
@@ -216,23 +221,27 @@ def _unreadable(file: epath.Path, error: Exception) -> str:
 
 def _zstd_lines(stream: IO[bytes]) -> Iterator[bytes | None]:
     # zstandard's own stream reader takes the end of a truncated file for its proper end, so frames are followed here.
-    frame, rest, too_long = None, b"", False
+    frame, begun, size = None, list[bytes](), 0  # pieces of the line that has begun, and how long they are together
     while block := stream.read(BLOCK):
         while block:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            *lines, rest = (rest + frame.decompress(block)).split(b"\n")
-            for line in lines:
-                yield None if too_long or len(line) > LONGEST else line
-                too_long = False
-            if len(rest) > LONGEST:
-                rest, too_long = b"", True
+            *ended, rest = frame.decompress(block).split(b"\n")
+            for piece in ended:
+                size += len(piece)
+                yield b"".join([*begun, piece]) if size <= LONGEST else None
+                begun, size = [], 0
+            size += len(rest)
+            if size <= LONGEST:
+                begun.append(rest)
+            else:
+                begun = []
             block = frame.unused_data if frame.eof else b""
             if frame.eof:
                 frame = None
     if frame is not None:
         raise EOFError("the last zstd frame has no end")
-    if rest or too_long:
-        yield None if too_long else rest
+    if size:
+        yield b"".join(begun) if size <= LONGEST else None
 
 
 def _from_json(

@@ -22,11 +22,15 @@ def parts(document: Document, longest: int) -> Iterator[Document]:
 
 
 def _cut(text: str, longest: int) -> Iterator[str]:
-    while len(text) > longest:
-        size = min(longest, -(-len(text) // -(-len(text) // longest)) * 5 // 4)  # the last part is no remainder
-        places = (text.rfind(mark, size // 2, size) + len(mark.rstrip()) for mark in BREAKS)
-        place = next((place for place in places if place >= size // 2), size)
-        yield text[:place].rstrip()
-        text = text[place:].lstrip()
-    if text:
-        yield text
+    start = 0
+    while (left := len(text) - start) > longest:
+        size = min(longest, -(-left // -(-left // longest)) * 5 // 4)  # the last part is no remainder
+        half, end = start + size // 2, start + size
+        places = (text.rfind(mark, half, end) + len(mark.rstrip()) for mark in BREAKS)
+        place = next((place for place in places if place > half), end)
+        yield text[start:place].rstrip()
+        start = place
+        while start < len(text) and text[start].isspace():
+            start += 1
+    if start < len(text):
+        yield text[start:]
