@@ -92,8 +92,8 @@ def test_a_set_of_which_nothing_can_be_found_is_an_error(tmp_path):
         screened(tmp_path, evaluations=(str(tmp_path / "set.jsonl"),))
 
 
-class Killed(Exception):
-    """Stands for the death of the process."""
+class Killed(BaseException):
+    """Stands for the death of the process, which no task is tried again after."""
 
 
 def dying(monkeypatch, files: int) -> None:
@@ -115,12 +115,12 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path):
     whole, made = screened(tmp_path, "whole"), inputs(tmp_path)
     config = {"evaluations": screen.Evaluations(), "execution": Execution()}
     deaths, resumed = 0, None
-    while resumed is None and deaths < len(whole.files):
+    while resumed is None and deaths < 100:
         with pytest.MonkeyPatch.context() as patch:
-            dying(patch, 2)  # so each life finishes one file
+            dying(patch, 2 + deaths % 4)  # the longest of these lives finishes the four files of a shard
             try:
                 resumed = screen.run(output(tmp_path, "resumed"), **made, **config)
             except Killed:
                 deaths += 1
-    assert deaths == len(whole.files) - 1
+    assert deaths >= len(whole.files) - 4, "a shard whose files are not all there is made again"
     assert (resumed.files, resumed.stats) == (whole.files, whole.stats)
