@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
-import xxhash
 from etils import epath
 
 from sbp_jax.artifacts import Artifact, parquet
 from sbp_jax.errors import SbpError
+from sbp_jax.text.documents import id_hash
 
 KINDS = (".parquet", ".jsonl", ".jsonl.gz")
 SHOWN = 3  # examples in a message
@@ -64,7 +64,7 @@ def join(path: str, documents: Artifact, splits: Artifact) -> Joined:
     ordinals, capped = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.bool_)
     shards = zip(parquet.tables(documents, ["ordinal", "id"]), parquet.tables(splits, ["split"]), strict=True)
     for table, split in shards:
-        hashes = np.array([_hash(text) for text in table["id"].to_pylist()], np.uint64)
+        hashes = np.array([id_hash(text) for text in table["id"].to_pylist()], np.uint64)
         places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
         rows = np.flatnonzero(wanted[places] == hashes) if len(wanted) else np.empty(0, np.int64)
         ordinals[places[rows]] = table["ordinal"].to_numpy()[rows]
@@ -82,11 +82,6 @@ def join(path: str, documents: Artifact, splits: Artifact) -> Joined:
             f"{path} holds no pair of two documents of the capped set; raise splits.capped, or set splits.by"
         )
     return Joined(d1[kept], d2[kept], similarity[kept], int(np.sum(~inside)), len(d1) - len(kept))
-
-
-def _hash(text: str) -> int:
-    """As ingestion tells ids from one another."""
-    return xxhash.xxh3_64_intdigest(text.encode())
 
 
 def _table(file: epath.Path) -> pa.Table:
@@ -121,7 +116,7 @@ def _read(file: epath.Path) -> np.ndarray:
     table = _table(file)
     pairs = np.ones(table.num_rows, PAIR)
     for name in ("d1", "d2"):
-        pairs[name] = [_hash(text) for text in table[name].fill_null("").to_pylist()]
+        pairs[name] = [id_hash(text) for text in table[name].fill_null("").to_pylist()]
     if "similarity" in table.column_names:
         pairs["similarity"] = table["similarity"].to_numpy()
     if not np.isfinite(pairs["similarity"]).all():
@@ -137,7 +132,7 @@ def _demand_known(path: str, unknown: np.ndarray) -> None:
     for file in files(path):
         table = _table(file)
         for name in ("d1", "d2"):
-            examples |= {text for text in table[name].fill_null("").to_pylist() if _hash(text) in sought}
+            examples |= {text for text in table[name].fill_null("").to_pylist() if id_hash(text) in sought}
     names = ", ".join(map(repr, sorted(examples))) + (", ..." if len(unknown) > SHOWN else "")
     raise SbpError(
         f"{path} names {len(unknown):,} ids that no document has ({names}); check corpus.id_field, or take them out;"

@@ -17,7 +17,6 @@ def make(
     work: Work,
     execution: Execution,
     sizes: Sequence[int],
-    unit: str = "documents",
     divided: bool = True,
 ) -> None:
     """Makes the files of all shards that an earlier run did not finish.
@@ -28,13 +27,13 @@ def make(
     Args:
       names: the files of each shard.
       work: writes all of them, given an output and the number of a shard; picklable.
-      sizes: how many units each shard has, for the progress.
+      sizes: documents of each shard, for the progress.
       divided: whether the stage is run by all hosts and tasks; otherwise this process makes all shards.
     """
     index, count = hosts.share() if divided else (0, 1)
     own = range(index, len(names), count)
     output.divide([name for number in own for name in names[number]], [name for shard in names for name in shard])
-    with progress(output.label, sum(sizes[number] for number in own), unit) as counter:
+    with progress(output.label, sum(sizes[number] for number in own), "documents") as counter:
         todo = []
         for number in own:
             if all(map(output.has, names[number])):

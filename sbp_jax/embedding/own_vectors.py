@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 from etils import epath
 from jaxtyping import Float
 
 from sbp_jax.errors import SbpError
+from sbp_jax.text.documents import id_hash
 
 SOUGHT = 1 << 24  # documents whose vectors are looked for in one pass over the files; each takes 17 bytes of memory
 READ = 1 << 24  # numbers of vectors that are read at a time
@@ -156,8 +156,7 @@ def _sorted(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 
 
 def _hashes(ids: list[str]) -> np.ndarray:
-    """As ingestion tells ids from one another."""
-    return np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in ids], np.uint64)
+    return np.array([id_hash(text) for text in ids], np.uint64)
 
 
 @dataclass

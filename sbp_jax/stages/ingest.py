@@ -67,7 +67,7 @@ def _documents(output: Output, corpus: Corpus, skipped: list[documents.Skipped])
                     if not _sampled(record.text, corpus.sample):
                         continue
                     whole = [record] if corpus.max_characters is None else list(parts(record, corpus.max_characters))
-                    keys = [xxhash.xxh3_64_intdigest(part.id.encode()) for part in whole]
+                    keys = [documents.id_hash(part.id) for part in whole]
                     if seen.isdisjoint(keys):
                         seen.update(keys)
                         yield from whole

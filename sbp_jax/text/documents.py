@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 import zstandard
 from etils import epath
 
@@ -130,6 +131,11 @@ def table(found: Sequence[Document], first: int, splits: bool = False, given: bo
     schema = schema.append(pa.field("given", pa.int64())) if given else schema
     columns = {name: [getattr(document, name) for document in found] for name in schema.names[1:]}
     return pa.table({"ordinal": range(first, first + len(found)), **columns}, schema=schema)
+
+
+def id_hash(name: str) -> int:
+    """What an id is known by in the whole pipeline, 64 bits."""
+    return xxhash.xxh3_64_intdigest(name.encode())
 
 
 def content_id(text: str) -> str:
